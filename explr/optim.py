@@ -1,0 +1,221 @@
+"""ExpLR: weight decay turned into a growing learning rate, as a torch learning-rate scheduler.
+
+It applies the recursion of :mod:`explr.equivalence` online: a step needs only the present learning rate and one number of the
+past, so any torch scheduler can be wrapped, whether or not its future is known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from explr.equivalence import advance
+from explr.errors import ExplrError
+
+
+class ExpLR(LRScheduler):
+    r"""Replace weight decay by its exact effect on the learning rate (Li & Arora 2020, Theorem 1, for any schedule).
+
+    Takes the weight decay out of the optimizer's parameter groups and, at every :meth:`step`, sets the learning rate with
+    which SGD without weight decay computes the same functions, provided that the loss is scale-invariant in the parameters
+    of the group. The weights themselves grow, by ``exp(log_scale)``.
+
+    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch) and give the wrapped scheduler its milestones
+    in steps. A ``ReduceLROnPlateau`` advances at the calls that carry a metric, ``step(metric)``.
+
+    Args:
+        optimizer: a :class:`torch.optim.SGD`, new or under way; momentum is welcome, Nesterov momentum, dampening and
+            ``maximize`` are not. A group whose ``weight_decay`` is 0 keeps the rate of the schedule.
+        scheduler: any torch scheduler of the same optimizer; it goes on believing in the original learning rate. Without
+            one the original rate is constant.
+
+    Attributes:
+        log_lr: natural log of the learning rate in force, one per parameter group.
+        log_scale: natural log of P_t, by which the weights of each group exceed those of the run with weight decay.
+
+    Raises:
+        ExplrError: for an optimizer or a rate that has no exact counterpart; when a learning rate leaves the range of the
+            parameters' dtype; when ``optimizer.step()`` is called twice without :meth:`step` in between.
+
+    >>> weights = torch.nn.Parameter(torch.ones(3))
+    >>> optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=5e-4)
+    >>> scheduler = ExpLR(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2))
+    >>> for _ in range(3):
+    ...     print(f"{scheduler.get_last_lr()[0]:.8f}")
+    ...     optimizer.step()
+    ...     scheduler.step()
+    0.10000500
+    0.10001950
+    0.01000304
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler | None = None) -> None:
+        _check_optimizer(optimizer)
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
+        groups = optimizer.param_groups
+        self.scheduler = scheduler
+        self.weight_decays = [float(group["weight_decay"]) for group in groups]
+        self.lrs = [float(group["lr"]) for group in groups]  # η_t: what the wrapped scheduler believes in
+        self.momentum = [float(group["momentum"]) for group in groups]
+        self.shares = [0.0] * len(groups)  # x_t
+        self.carried = [0.0] * len(groups)  # κ_{t+1}
+        self.log_scale = [0.0] * len(groups)
+        self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
+        self.log_lr = [math.nan] * len(groups)
+        self._optimizer_stepped = False
+        self._convert(groups, self.lrs, step=0)
+        for group in groups:
+            group["weight_decay"] = 0.0
+        optimizer.register_step_pre_hook(self._before_optimizer_step)
+        super().__init__(optimizer)
+
+    def step(self, metrics: Any = None) -> None:
+        """Set the learning rate of the next ``optimizer.step()``; call once after each.
+
+        Args:
+            metrics: for a wrapped ``ReduceLROnPlateau``, the value it watches, whenever there is a new one.
+
+        Raises:
+            ExplrError: if the rate that the schedule asks for has no exponential counterpart or leaves the dtype's range.
+                The optimizer then keeps the rate that it had.
+        """
+        if self.last_epoch >= 0:  # else torch's constructor is calling: the first rate is already there
+            self._convert(self.optimizer.param_groups, self._step_wrapped(metrics), step=self.last_epoch + 1)
+            self._optimizer_stepped = False
+        super().step()
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the rate of the coming step for each group; as in torch, for :meth:`step` to call, not for users."""
+        return [
+            lr * math.exp(2.0 * log_scale - math.log1p(-share))
+            for lr, log_scale, share in zip(self.lrs, self.log_scale, self.shares, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of this scheduler and of the wrapped one, as plain numbers."""
+        state = {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "scheduler")}
+        return {**state, "scheduler": self.scheduler.state_dict() if self.scheduler else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken, whether the optimizer's state is loaded before or after.
+
+        Raises:
+            ExplrError: if the state is of another number of parameter groups, or of another kind of wrapped scheduler.
+        """
+        state = dict(state_dict)
+        wrapped = state.pop("scheduler")
+        if len(state["lrs"]) != len(self.optimizer.param_groups):
+            raise ExplrError(
+                f"the state is of {len(state['lrs'])} parameter groups, the optimizer has "
+                f"{len(self.optimizer.param_groups)}: build the optimizer as it was built for the state."
+            )
+        if (wrapped is None) != (self.scheduler is None):
+            raise ExplrError("the state was taken with a wrapped scheduler and this ExpLR has none, or the other way round.")
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(wrapped)
+        self.__dict__.update(state)
+        # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
+        for group, lr, momentum in zip(self.optimizer.param_groups, self._last_lr, self.momentum, strict=True):
+            group.update(weight_decay=0.0, momentum=momentum)
+            _set_lr(group, float(lr))
+
+    def _step_wrapped(self, metrics: Any) -> list[float]:
+        """Let the wrapped scheduler act on the rates that it believes in, and return what it makes of them."""
+        watches = isinstance(self.scheduler, ReduceLROnPlateau)
+        if metrics is not None and not watches:
+            raise ExplrError(f"step({metrics!r}): only a wrapped ReduceLROnPlateau takes a metric; call step().")
+        if self.scheduler is None or (watches and metrics is None):
+            return self.lrs
+        groups = self.optimizer.param_groups
+        in_force = [float(group["lr"]) for group in groups]
+        for group, lr in zip(groups, self.lrs, strict=True):
+            _set_lr(group, lr)
+        try:
+            self.scheduler.step(*([metrics] if watches else []))
+            return [float(group["lr"]) for group in groups]
+        finally:
+            for group, lr in zip(groups, in_force, strict=True):
+                _set_lr(group, lr)
+
+    def _convert(self, groups: list[dict[str, Any]], lrs: list[float], step: int) -> None:
+        """Advance the recursion of every group to ``step``; raise before anything has changed."""
+        if len(groups) != len(self.weight_decays):
+            raise ExplrError(
+                f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.weight_decays)}: "
+                "add every group before building ExpLR."
+            )
+        advanced = []
+        for i, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
+            if not 0.0 <= lr < math.inf:
+                raise ExplrError(f"lr={lr} at step {step} must be finite and not negative: check the wrapped scheduler.")
+            momentum, before = float(group["momentum"]), self.momentum[i]
+            if (momentum > 0.0) != (before > 0.0):
+                raise ExplrError(
+                    f"momentum={momentum} at step {step} after {before}: torch's SGD does not touch its momentum buffer at "
+                    "momentum 0, so the switch has no exact counterpart. Use a small positive momentum, such as 1e-9."
+                )
+            term = -math.log1p(-self.shares[i]) - self.rounding[i]
+            scale = self.log_scale[i] + term
+            rounding = (scale - self.log_scale[i]) - term
+            share, carried = advance(self.carried[i], lr, self.weight_decays[i], momentum, step)
+            log_lr = (math.log(lr) if lr else -math.inf) + 2.0 * scale - math.log1p(-share)
+            _check_overflow(log_lr, group, step)
+            advanced.append((lr, momentum, share, carried, scale, rounding, log_lr))
+        self.lrs, self.momentum, self.shares, self.carried, self.log_scale, self.rounding, self.log_lr = (
+            list(column) for column in zip(*advanced, strict=True)
+        )
+
+    def _before_optimizer_step(self, *_: Any) -> None:
+        if self._optimizer_stepped:
+            raise ExplrError(
+                "optimizer.step() was called twice without ExpLR.step() in between: the learning rate must grow at every "
+                "step. Call scheduler.step() after each optimizer.step(), and give schedules their milestones in steps."
+            )
+        self._optimizer_stepped = True
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def _check_overflow(log_lr: float, group: dict[str, Any], step: int) -> None:
+    dtype = min((p.dtype for p in group["params"]), key=lambda dtype: torch.finfo(dtype).max)
+    if log_lr > math.log(torch.finfo(dtype).max):
+        raise ExplrError(
+            f"the learning rate of step {step} is exp({log_lr:.6g}), beyond the range of {dtype}. Train in a wider dtype, "
+            "stop before this step, or lower the weight decay."
+        )
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise ExplrError(
+            f"{type(optimizer).__name__} has no exponential counterpart: the theorem is about SGD. Use torch.optim.SGD."
+        )
+    if any(isinstance(getattr(hook, "__self__", None), ExpLR) for hook in optimizer._optimizer_step_pre_hooks.values()):
+        raise ExplrError("this optimizer already has an ExpLR, which took its weight decay: build a new optimizer.")
+    for index, group in enumerate(optimizer.param_groups):
+        for option, remedy in _REFUSED.items():
+            if group[option]:
+                raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
+        if not 0.0 <= group["momentum"] < 1.0:
+            raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
+        if not 0.0 <= float(group["weight_decay"]) < math.inf:
+            raise ExplrError(
+                f"parameter group {index} has weight_decay={float(group['weight_decay'])}: it must be finite and not negative."
+            )
+
+
+_REFUSED = {
+    "nesterov": "Nesterov momentum has no exact exponential counterpart (all four coefficients match only if "
+    "lr * weight_decay = 0). Use nesterov=False.",
+    "dampening": "torch skips dampening on the first step, so nothing exact corresponds to it. Use dampening=0.",
+    "maximize": "explr converts minimisation. Minimise the negative of the objective.",
+}

@@ -1,0 +1,112 @@
+"""Learning-rate curves: each function returns a schedule, and a schedule is a function step -> learning rate.
+
+Steps count optimizer updates from 0. A schedule is plain Python, so it plots (``sample``), converts
+(``convert(sample(...), weight_decay, momentum)``) and feeds ``torch.optim.lr_scheduler.LambdaLR`` (give the optimizer lr=1).
+No schedule here reaches 0: a step at rate 0 has no exponential counterpart.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from explr.equivalence import FloatArray
+from explr.errors import ExplrError
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """Return the schedule that is always ``lr``.
+
+    >>> constant(0.1)(10_000)
+    0.1
+    """
+    _check_rates(lr=lr)
+    return lambda step: lr
+
+
+def step_decay(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Start at ``lr`` and multiply by ``factor`` at each milestone (He et al. 2016).
+
+    Args:
+        lr: first learning rate, per step.
+        milestones: increasing step numbers; the step of that number is the first at the new rate.
+        factor: what the rate is multiplied by, > 0.
+
+    >>> schedule = step_decay(0.1, [80, 120])
+    >>> [round(schedule(step), 6) for step in (0, 79, 80, 120)]
+    [0.1, 0.1, 0.01, 0.001]
+    """
+    _check_rates(lr=lr, factor=factor)
+    marks = list(milestones)
+    if marks != sorted(marks):
+        raise ExplrError(f"milestones={marks} must increase: they are step numbers counted from 0.")
+    return lambda step: lr * factor ** bisect.bisect_right(marks, step)
+
+
+def triangular(lr_min: float, lr_max: float, half_period: int) -> Schedule:
+    """Rise in a straight line from ``lr_min`` to ``lr_max`` in ``half_period`` steps, fall back, repeat (Smith 2017).
+
+    >>> schedule = triangular(0.01, 0.11, half_period=10)
+    >>> [round(schedule(step), 6) for step in (0, 5, 10, 15, 20)]
+    [0.01, 0.06, 0.11, 0.06, 0.01]
+    """
+    _check_rates(lr_min=lr_min, lr_max=lr_max)
+    _check_steps(half_period=half_period)
+    return lambda step: lr_min + (lr_max - lr_min) * (1.0 - abs(step % (2 * half_period) / half_period - 1.0))
+
+
+def cosine(lr: float, period: int, lr_min: float = 0.0) -> Schedule:
+    """Fall from ``lr`` towards ``lr_min`` along half a cosine in ``period`` steps, then restart (Loshchilov & Hutter 2017).
+
+    The last step of a period is still above ``lr_min``; make ``period`` the length of the run for a schedule without restarts.
+
+    >>> schedule = cosine(0.1, period=100)
+    >>> [round(schedule(step), 6) for step in (0, 50, 99, 100)]
+    [0.1, 0.05, 2.5e-05, 0.1]
+    """
+    _check_rates(lr=lr)
+    _check_steps(period=period)
+    if not 0.0 <= lr_min <= lr:
+        raise ExplrError(f"lr_min={lr_min} must lie between 0 and lr={lr}.")
+    return lambda step: lr_min + 0.5 * (lr - lr_min) * (1.0 + math.cos(math.pi * (step % period) / period))
+
+
+def warmup(schedule: Schedule, steps: int) -> Schedule:
+    """Rise in a straight line to the first rate of ``schedule`` in ``steps`` steps, then follow it from its own step 0.
+
+    The first rate is one part in ``steps + 1`` of the target, not 0.
+
+    >>> schedule = warmup(step_decay(0.1, [80]), steps=4)
+    >>> [round(schedule(step), 6) for step in (0, 1, 3, 4, 83, 84)]
+    [0.02, 0.04, 0.08, 0.1, 0.1, 0.01]
+    """
+    _check_steps(steps=steps)
+    target = schedule(0)
+    return lambda step: target * (step + 1) / (steps + 1) if step < steps else schedule(step - steps)
+
+
+def sample(schedule: Schedule, steps: int) -> FloatArray:
+    """Return the rates of the first ``steps`` steps, shape ``(steps,)``, to plot or to give to ``convert``.
+
+    >>> sample(constant(0.1), 3)
+    array([0.1, 0.1, 0.1])
+    """
+    _check_steps(steps=steps)
+    return np.array([schedule(step) for step in range(steps)], dtype=np.float64)
+
+
+def _check_rates(**rates: float) -> None:
+    for name, value in rates.items():
+        if not 0.0 < value < math.inf:
+            raise ExplrError(f"{name}={value} must be positive and finite.")
+
+
+def _check_steps(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ExplrError(f"{name}={value} must be a number of steps, >= 1.")
