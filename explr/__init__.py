@@ -1,0 +1,26 @@
+"""explr: weight decay is an exponentially increasing learning rate, exactly (Li & Arora, ICLR 2020)."""
+
+from explr import data, models, schedules
+from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
+from explr.errors import ExplrError
+from explr.optim import ExpLR
+from explr.training import Run, RunConfig, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExpLR",
+    "ExpSchedule",
+    "ExplrError",
+    "Run",
+    "RunConfig",
+    "characteristic_root",
+    "convert",
+    "data",
+    "growth_rate",
+    "models",
+    "schedules",
+    "texp",
+    "train",
+    "weight_decay_for",
+]

@@ -1,0 +1,120 @@
+"""The ``explr`` command: ``convert`` tells what stands for a weight decay, ``run`` makes the records of the book."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from explr.equivalence import characteristic_root, convert, growth_rate
+from explr.errors import ExplrError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 after a message on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+    except ExplrError as error:
+        print(f"explr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("explr: stopped; the same command goes on from the last whole epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="explr", description="Weight decay is an exponentially increasing learning rate, exactly."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    about = "print the exponential learning rate that stands for a weight decay"
+    sub = commands.add_parser(
+        "convert", help=about, description=f"{about[0].upper()}{about[1:]} at constant learning rate (Theorem 1)."
+    )
+    sub.add_argument("--lr", type=float, required=True, help="learning rate, per step")
+    sub.add_argument("--weight-decay", type=float, required=True, help="L2 coefficient, as torch.optim.SGD takes it")
+    sub.add_argument("--momentum", type=float, default=0.0, help="heavy-ball factor in [0, 1) (default: 0)")
+    sub.add_argument("--steps-per-epoch", type=int, default=391, help="default: 391, CIFAR-10 in batches of 128")
+    sub.set_defaults(command=_convert)
+
+    about = "train the runs of an experiment and keep their records"
+    sub = commands.add_parser(
+        "run",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}. Runs that have a record are not made again; a run that was killed goes on "
+        "from its last whole epoch.",
+        epilog=_list_experiments(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the experiment (see below)")
+    sub.add_argument("--missing", action="store_true", help="in place of NAME: every record that the book lacks")
+    sub.add_argument("--epochs", type=int, help="length of a run (default: 200, as in the source); milestones move with it")
+    sub.add_argument("--seeds", type=int, help="number of seeds (default: as many as the book uses)")
+    sub.add_argument("--device", help="where to train, as torch names it (default: cuda if there is one, else cpu)")
+    sub.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="CIFAR-10 (default: EXPLR_DATA, else the user's cache, else a download); 'synthetic' for the stand-in",
+    )
+    sub.add_argument("--results", type=Path, metavar="FOLDER", help="where the records go (default: book/results)")
+    sub.set_defaults(command=_run)
+    return parser
+
+
+def _list_experiments() -> str:
+    from explr.experiments import EXPERIMENTS
+
+    return "experiments:\n" + "\n".join(f"  {name:15} {e.shows}; {e.seeds} seeds" for name, e in EXPERIMENTS.items())
+
+
+def _convert(parsed: argparse.Namespace) -> None:
+    lr, weight_decay, momentum, steps = parsed.lr, parsed.weight_decay, parsed.momentum, parsed.steps_per_epoch
+    if steps < 1:
+        raise ExplrError(f"--steps-per-epoch {steps} must be at least 1.")
+    root = characteristic_root(lr, weight_decay, momentum)
+    print(f"lr {lr}, weight decay {weight_decay}, momentum {momentum}: train without weight decay, and let the rate grow.")
+    print(f"  root alpha        {root:.15f}")
+    print(f"  growth per step   {growth_rate(lr, weight_decay, momentum):.12f}")
+    print(f"  growth per epoch  {growth_rate(lr, weight_decay, momentum, steps=steps):.12f}  ({steps} steps)")
+    log_growth = -2.0 * math.log(root)
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        print(f"  {dtype + ' holds':17} {_horizon(lr, weight_decay, momentum, log_growth, dtype, steps)}")
+
+
+def _horizon(lr: float, weight_decay: float, momentum: float, log_growth: float, dtype: str, steps_per_epoch: int) -> str:
+    """Say how many steps a dtype holds: find the step near where the steady growth says, in the exact schedule."""
+    if log_growth == 0.0:
+        return "every step"
+    about = int(800 / log_growth) if dtype == "float64" else int(100 / log_growth)
+    step = convert([lr] * min(about, 2_000_000), weight_decay, momentum).first_overflow(dtype)
+    if step is None:
+        return "more than 2,000,000 steps"
+    return f"{step} steps, {step / steps_per_epoch:.1f} epochs"
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from explr import data, experiments
+
+    if (parsed.name is None) != parsed.missing:
+        raise ExplrError("explr run takes either the NAME of an experiment or --missing; see explr run --help.")
+    images = data.synthetic() if parsed.data == "synthetic" else data.cifar10_or_synthetic(parsed.data)
+    for name in experiments.EXPERIMENTS if parsed.missing else [parsed.name]:
+        for arm, seed, run in experiments.run_experiment(
+            name,
+            images,
+            seeds=parsed.seeds,
+            epochs=experiments.EPOCHS if parsed.epochs is None else parsed.epochs,
+            device=parsed.device,
+            results=parsed.results,
+        ):
+            accuracy, loss = run.history["test_accuracy"][-1], run.history["train_loss"][-1]
+            print(f"{name} {arm} seed {seed}: test accuracy {accuracy:.4f}, train loss {loss:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""One named experiment for each figure of the book: a declared list of runs, and where their records lie.
+
+An experiment is a function of the length of a run, so that it can be made in miniature: milestones move with it. The record of
+a run lies at ``<results>/<experiment>/<arm>-seed<k>.json``. Miniatures, and runs on other images than CIFAR-10, have folders of
+their own and never take the place of full runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from explr.data import Dataset
+from explr.equivalence import weight_decay_for
+from explr.errors import ExplrError
+from explr.training import Regime, Run, RunConfig, train
+
+EPOCHS = 200
+Arms = dict[str, RunConfig]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A comparison: what it shows, its arms (given epochs and steps per epoch), and how many seeds the book uses."""
+
+    shows: str
+    arms: Callable[[int, int], Arms]
+    seeds: int
+
+
+def _twins(name: str, config: RunConfig, regime: Regime = "exponential") -> Arms:
+    """Return a run with weight decay and its counterpart without."""
+    return {f"{name}-decay": config, f"{name}-{regime}": replace(config, regime=regime)}
+
+
+def step_decay(epochs: int, steps_per_epoch: int) -> RunConfig:
+    """Return the source's baseline: 0.1, divided by 10 after 40 % and 60 % of the run (epochs 80 and 120 of 200)."""
+    milestones = [round(0.4 * epochs) * steps_per_epoch, round(0.6 * epochs) * steps_per_epoch]
+    return RunConfig(epochs=epochs, schedule="step_decay", schedule_args={"lr": 0.1, "milestones": milestones})
+
+
+def _figure5(epochs: int, steps_per_epoch: int) -> Arms:
+    decay = step_decay(epochs, steps_per_epoch)
+    return {
+        "decay": decay,
+        "decay-one-ulp": replace(decay, one_ulp=True),
+        "texp": replace(decay, regime="texp"),
+        "exponential": replace(decay, regime="exponential"),
+    }
+
+
+def _figure2(epochs: int, steps_per_epoch: int) -> Arms:
+    return _twins("constant", RunConfig(epochs=epochs))
+
+
+def _schedules(epochs: int, steps_per_epoch: int) -> Arms:
+    steps = epochs * steps_per_epoch
+    cosine = RunConfig(epochs=epochs, schedule="cosine", schedule_args={"lr": 0.1, "period": steps})
+    args = {"lr_min": 0.001, "lr_max": 0.1, "half_period": max(steps // 8, 1)}
+    return _twins("cosine", cosine) | _twins("triangular", replace(cosine, schedule="triangular", schedule_args=args))
+
+
+def _normalizations(epochs: int, steps_per_epoch: int) -> Arms:
+    decay = step_decay(epochs, steps_per_epoch)
+    arms: Arms = {}
+    for norm in ("group", "layer", "instance"):
+        arms |= _twins(norm, replace(decay, model_args={"norm": norm}), "texp")
+    return arms
+
+
+def _head(epochs: int, steps_per_epoch: int) -> Arms:
+    decay = step_decay(epochs, steps_per_epoch)
+    return {"frozen": decay, "trained": replace(decay, model_args={"frozen_head": False})}
+
+
+def _growth(epochs: int, steps_per_epoch: int) -> Arms:
+    plain = RunConfig(epochs=epochs, weight_decay=0.0)
+    arms = {"no-growth": plain}
+    for growth in (1.1, 1.25, 1.481, 2.0, 4.0):
+        weight_decay = weight_decay_for(growth ** (1 / steps_per_epoch), lr=0.1, momentum=plain.momentum)
+        arms[f"growth-{growth:g}"] = replace(plain, regime="exponential", weight_decay=weight_decay)
+    return arms
+
+
+EXPERIMENTS = {
+    "figure5": Experiment("step decay against TEXP and the exact counterpart (Figure 5)", _figure5, seeds=5),
+    "figure2": Experiment("fixed learning rate against ExpLR (Figure 2)", _figure2, seeds=3),
+    "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
+    "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
+    "head": Experiment("frozen against trained last layer (Hoffer et al. 2018b)", _head, seeds=3),
+    "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
+}
+
+
+def results_folder() -> Path:
+    """Return where records lie: ``book/results`` of a checkout; elsewhere the copy that was installed with explr."""
+    package = Path(__file__).parent
+    checkout = package.parent / "book" / "results"
+    return checkout if checkout.is_dir() else package / "results"
+
+
+def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
+    """Return (arm, seed) of every run of an experiment, seed by seed, so that whole comparisons are finished first."""
+    experiment = _experiment(name)
+    arms = experiment.arms(EPOCHS, 1)
+    return [(arm, seed) for seed in range(seeds or experiment.seeds) for arm in arms]
+
+
+def record_folder(name: str, *, epochs: int = EPOCHS, stand_in: bool = False, results: Path | None = None) -> Path:
+    """Return where the records of an experiment lie.
+
+    >>> record_folder("figure5", epochs=16).name
+    'figure5-16-epochs'
+    """
+    parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["stand-in"] * stand_in
+    return (results or results_folder()) / "-".join(parts)
+
+
+def load(name: str, *, epochs: int = EPOCHS, stand_in: bool = False, results: Path | None = None) -> dict[str, list[Run]]:
+    """Return the records of an experiment that exist: arm -> runs, one a seed. Empty if none has been made yet.
+
+    >>> load("figure5", epochs=7)
+    {}
+    """
+    folder = record_folder(name, epochs=epochs, stand_in=stand_in, results=results)
+    runs: dict[str, list[Run]] = {}
+    for arm in _experiment(name).arms(EPOCHS, 1):
+        for path in sorted(folder.glob(f"{arm}-seed*.json")):
+            runs.setdefault(arm, []).append(Run.load(path))
+    return runs
+
+
+def run_experiment(
+    name: str,
+    data: Dataset,
+    *,
+    seeds: int | None = None,
+    epochs: int = EPOCHS,
+    device: str | torch.device | None = None,
+    results: Path | None = None,
+) -> Iterator[tuple[str, int, Run]]:
+    """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
+
+    Args:
+        name: a key of EXPERIMENTS.
+        data: the images.
+        seeds: how many seeds, from 0; by default as many as the book uses.
+        epochs: length of a run; other than 200 makes a miniature of its own.
+        device: where to train; by default a GPU if there is one.
+        results: folder of the records.
+
+    Raises:
+        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data.
+    """
+    experiment = _experiment(name)
+    if epochs < 1 or (seeds is not None and seeds < 1):
+        raise ExplrError(f"epochs={epochs} and seeds={seeds} must be at least 1.")
+    folder = record_folder(name, epochs=epochs, stand_in=not data.name.startswith("CIFAR-10"), results=results)
+    arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
+    for arm, seed in run_names(name, seeds=seeds):
+        path = folder / f"{arm}-seed{seed}.json"
+        config = replace(arms[arm], seed=seed)
+        if path.exists():
+            run = Run.load(path)
+            if (run.config, run.provenance["data"]) != (config, data.name):
+                raise ExplrError(
+                    f"{path} is the record of another run, on {run.provenance['data']}: move it away to make this one."
+                )
+        else:
+            run = train(config, data, device=device, checkpoint=path.with_suffix(".checkpoint"))
+            run.save(path)
+        yield arm, seed, run
+
+
+def _experiment(name: str) -> Experiment:
+    if name not in EXPERIMENTS:
+        raise ExplrError(f"experiment {name!r} is unknown: use {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]

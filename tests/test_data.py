@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explr import ExplrError
+from explr.data import CLASSES, Dataset, cifar10, epoch_choices, synthetic
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Give the test a user cache of its own."""
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *args, **kwargs: tmp_path / "cache")
+    monkeypatch.delenv("EXPLR_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path, cache):
+    """Make an image folder with two training images and one test image in each class; the pixels tell which is which."""
+    for split, count in (("train", 2), ("test", 1)):
+        for label, name in enumerate(CLASSES):
+            here = tmp_path / "data" / split / name
+            here.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.full((32, 32, 3), (label, index, 200), dtype=np.uint8)
+                pixels[0, 0] = (1, 2, 3)
+                Image.fromarray(pixels).save(here / f"{index:04}.png")
+    return tmp_path / "data"
+
+
+def test_image_folder_is_read_as_uint8_tensors_with_its_classes_in_order(folder):
+    data = cifar10(folder)
+    assert data.train_images.shape == (20, 3, 32, 32) and data.train_images.dtype == torch.uint8
+    assert data.train_labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert data.test_labels.tolist() == list(range(10))
+    assert data.train_images[5, :, 9, 9].tolist() == [2, 1, 200]
+    assert data.train_images[5, :, 0, 0].tolist() == [1, 2, 3]
+    assert data.name == "CIFAR-10 (image folder), 20 training and 10 test images"
+
+
+def test_environment_variable_names_the_folder(folder, monkeypatch):
+    monkeypatch.setenv("EXPLR_DATA", str(folder))
+    assert len(cifar10().train_labels) == 20
+
+
+def test_jpeg_images_are_called_so(folder):
+    for path in list(folder.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert cifar10(folder).name.startswith("CIFAR-10 (JPEG re-encoded)")
+
+
+def test_decoded_images_come_from_the_cache_the_second_time(folder, cache, monkeypatch):
+    first = cifar10(folder)
+    assert len(list(cache.glob("images-*.npy"))) == 1
+    monkeypatch.setattr("explr.data._decode", lambda path: pytest.fail(f"decoded {path} again"))
+    assert torch.equal(cifar10(folder).train_images, first.train_images)
+
+
+def test_a_changed_image_is_decoded_again(folder):
+    cifar10(folder)
+    Image.fromarray(np.full((32, 32, 3), 77, dtype=np.uint8)).save(folder / "train" / "airplane" / "0000.png")
+    assert cifar10(folder).train_images[0].unique().tolist() == [77]
+
+
+def test_a_damaged_cache_is_made_again(folder, cache):
+    first = cifar10(folder)
+    next(cache.glob("images-*.npy")).write_bytes(b"\x93NUMPY\x01\x00half")
+    assert torch.equal(cifar10(folder).test_images, first.test_images)
+
+
+def truncate(folder):
+    path = folder / "test" / "cat" / "0000.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return str(path)
+
+
+def enlarge(folder):
+    path = folder / "train" / "dog" / "0001.png"
+    Image.new("RGB", (33, 32)).save(path)
+    return str(path)
+
+
+def empty_a_class(folder):
+    (folder / "test" / "frog" / "0000.png").unlink()
+    return str(folder / "test" / "frog")
+
+
+@pytest.mark.parametrize("damage", [truncate, enlarge, empty_a_class])
+def test_a_damaged_folder_gives_an_error_that_names_the_file_and_leaves_no_cache(folder, cache, damage):
+    name = damage(folder)
+    with pytest.raises(ExplrError) as caught:
+        cifar10(folder)
+    assert name in str(caught.value)
+    assert not list(cache.glob("*images*"))
+
+
+def test_a_damaged_torchvision_download_gives_an_error_that_names_the_file(tmp_path, cache):
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    (batches / "data_batch_1").write_bytes(b"half a file")
+    with pytest.raises(ExplrError, match="data_batch_1 is missing or damaged"):
+        cifar10(tmp_path)
+
+
+def test_no_data_and_no_download_says_what_to_do(tmp_path, cache):
+    with pytest.raises(ExplrError, match="EXPLR_DATA"):
+        cifar10(tmp_path / "nowhere", download=False)
+
+
+def test_synthetic_is_deterministic_balanced_and_learnable():
+    data = synthetic(train=400, test=100)
+    assert torch.equal(data.train_images, synthetic(train=400, test=100).train_images)
+    assert not torch.equal(data.train_images, synthetic(train=400, test=100, seed=1).train_images)
+    assert data.train_labels.bincount().tolist() == [40] * 10
+    # the mean colour alone tells some classes apart, but not all
+    features = [images.double().mean((2, 3)) for images in (data.train_images, data.test_images)]
+    centres = torch.stack([features[0][data.train_labels == label].mean(0) for label in range(10)])
+    accuracy = (torch.cdist(features[1], centres).argmin(1) == data.test_labels).double().mean()
+    assert 0.15 < accuracy < 0.9
+
+
+def test_normalized_training_images_have_mean_0_and_variance_1():
+    data = synthetic(train=100, test=10)
+    images = data.normalize(data.train_images, torch.float64)
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_a_batch_is_the_padded_cropped_flipped_image():
+    data = synthetic(train=50, test=10)
+    choices = epoch_choices(50, seed=3, epoch=2)
+    images, labels = data.train_batch(choices, torch.float64)
+    padded = torch.nn.functional.pad(data.train_images, (4, 4, 4, 4))
+    for row in range(50):
+        index, top, left = int(choices.index[row]), int(choices.top[row]), int(choices.left[row])
+        expected = padded[index, :, top : top + 32, left : left + 32]
+        expected = expected.flip(-1) if choices.flip[row] else expected
+        assert torch.equal(images[row], data.normalize(expected, torch.float64))
+        assert labels[row] == data.train_labels[index]
+    assert {int(v) for v in choices.top} <= set(range(9)) and len(choices.flip.unique()) == 2
+
+
+def test_without_augmentation_a_batch_is_the_images_themselves():
+    data = synthetic(train=50, test=10)
+    choices = epoch_choices(50, seed=0, epoch=0)
+    assert torch.equal(data.train_batch(choices, augment=False)[0], data.normalize(data.train_images[choices.index]))
+
+
+def test_choices_depend_on_seed_and_epoch_alone():
+    def flat(seed, epoch):
+        torch.rand(1)  # the global generator has no part in it
+        choices = epoch_choices(64, seed, epoch)
+        return torch.cat([choices.index, choices.top, choices.left, choices.flip.long()])
+
+    assert torch.equal(flat(1, 2), flat(1, 2))
+    assert not torch.equal(flat(1, 2), flat(1, 3)) and not torch.equal(flat(1, 2), flat(2, 2))
+
+
+def test_every_image_is_seen_once_an_epoch_and_the_last_batch_is_kept():
+    batches = list(epoch_choices(10, seed=0, epoch=0).batches(4))
+    assert [len(batch.index) for batch in batches] == [4, 4, 2]
+    assert torch.cat([batch.index for batch in batches]).sort().values.tolist() == list(range(10))
+
+
+def test_subset_is_spread_over_the_classes():
+    data = synthetic(train=200, test=100)
+    ordered = torch.argsort(data.train_labels, stable=True)  # as an image folder is: class after class
+    data = Dataset(data.train_images[ordered], data.train_labels[ordered], data.test_images, data.test_labels, "ordered")
+    small = data.subset(train=50, test=20)
+    assert small.train_labels.bincount().tolist() == [5] * 10
+    assert small.name == "ordered, 50 training and 20 test images"
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: synthetic(train=0), "train=0"),
+        (lambda: synthetic(20, 10).subset(21, 5), "train=21"),
+        (lambda: synthetic(20, 10).subset(5, 0), "test=0"),
+    ],
+)
+def test_bad_input_gets_one_error_that_restates_it(call, part):
+    with pytest.raises(ExplrError, match=part):
+        call()

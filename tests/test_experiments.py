@@ -1,0 +1,129 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from explr import ExplrError, train
+from explr.__main__ import main
+from explr.data import synthetic
+from explr.experiments import EXPERIMENTS, load, record_folder, run_experiment, run_names
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic(train=40, test=20)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make every experiment train a tiny network."""
+    for name, experiment in EXPERIMENTS.items():
+
+        def arms(epochs, steps, make=experiment.arms):
+            tiny = {"model": "preresnet"}
+            return {
+                arm: dataclasses.replace(config, **tiny, model_args={"depth": 8, "width": 4, **config.model_args})
+                for arm, config in make(epochs, steps).items()
+            }
+
+        monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(experiment, arms=arms))
+
+
+def test_baseline_is_the_source_s():
+    config = EXPERIMENTS["figure5"].arms(200, 391)["decay"]
+    lrs = config.learning_rates(200 * 391).lr
+    assert [lrs[epoch * 391] for epoch in (0, 79, 80, 119, 120, 199)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert (config.weight_decay, config.momentum, config.batch_size, config.model) == (5e-4, 0.9, 128, "preresnet32")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_arm_has_learning_rates_from_the_first_step_to_the_last(name):
+    for epochs, steps in ((200, 391), (2, 40)):
+        for config in EXPERIMENTS[name].arms(epochs, steps).values():
+            assert np.isfinite(config.learning_rates(epochs * steps).log_lr).all()
+
+
+def test_growth_arms_grow_by_what_they_are_called():
+    for growth in ("1.1", "1.481", "4"):
+        log_lr = EXPERIMENTS["growth"].arms(200, 391)[f"growth-{growth}"].learning_rates(10 * 391).log_lr
+        assert np.exp(log_lr[-1] - log_lr[-392]) == pytest.approx(float(growth), rel=1e-9)
+
+
+def test_whole_comparisons_come_first():
+    assert run_names("figure2", seeds=2) == [
+        ("constant-decay", 0),
+        ("constant-exponential", 0),
+        ("constant-decay", 1),
+        ("constant-exponential", 1),
+    ]
+
+
+def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    first = list(run_experiment("figure2", data, **options))
+    assert [(arm, seed) for arm, seed, _ in first] == run_names("figure2", seeds=1)
+    folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
+    (folder / "constant-decay-seed0.json").unlink()
+    trained = []
+
+    def watched(config, *args, **options):
+        trained.append(config)
+        return train(config, *args, **options)
+
+    monkeypatch.setattr("explr.experiments.train", watched)
+    second = list(run_experiment("figure2", data, **options))
+    assert [config.regime for config in trained] == ["weight_decay"]
+    assert [run.history for _, _, run in second] == [run.history for _, _, run in first]
+    records = load("figure2", epochs=1, stand_in=True, results=tmp_path)
+    assert {arm: len(runs) for arm, runs in records.items()} == {"constant-decay": 1, "constant-exponential": 1}
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
+
+
+def test_stand_ins_and_miniatures_never_lie_where_full_records_do():
+    names = {record_folder("figure5", epochs=e, stand_in=s).name for e in (200, 16) for s in (False, True)}
+    assert names == {"figure5", "figure5-16-epochs", "figure5-stand-in", "figure5-16-epochs-stand-in"}
+
+
+def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    list(run_experiment("figure2", data, **options))
+    with pytest.raises(ExplrError, match="record of another run"):
+        list(run_experiment("figure2", synthetic(train=48, test=20), **options))
+
+
+def test_convert_command_prints_the_numbers_of_the_theory(capsys):
+    assert main(["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--momentum", "0.9", "--steps-per-epoch", "391"]) == 0
+    out = capsys.readouterr().out
+    for number in ("0.999497728367892", "1.001005300602", "1.481233356287", "90600 steps, 231.7 epochs"):
+        assert number in out
+
+
+def test_convert_command_without_decay(capsys):
+    assert main(["convert", "--lr", "0.1", "--weight-decay", "0"]) == 0
+    assert "every step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
+        (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
+        (["run"], "--missing"),
+        (["run", "figure5", "--missing"], "--missing"),
+        (["run", "figure9", "--data", "synthetic"], "figure5"),
+        (["run", "figure2", "--data", "synthetic", "--epochs", "0"], "epochs=0"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert part in error and error.count("\n") == 1
+
+
+def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("explr.data.synthetic", lambda: synthetic(train=40, test=20))
+    arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]
+    assert main([*arguments, "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "figure2 constant-exponential seed 0: test accuracy" in out
+    assert len(list(tmp_path.rglob("*.json"))) == 2

@@ -1,0 +1,204 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from explr import ExplrError, Run, RunConfig, convert, train
+from explr.data import epoch_choices, synthetic
+from explr.models import preresnet
+from explr.training import Arm, compare
+
+TINY = RunConfig(
+    schedule="step_decay",
+    schedule_args={"lr": 0.1, "milestones": [8]},
+    weight_decay=5e-3,
+    epochs=2,
+    batch_size=16,
+    model="preresnet",
+    model_args={"depth": 8, "width": 4, "eps": 1e-30},
+    precision="float64",
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic(train=88, test=40)  # 88 = 5 * 16 + 8: the last batch is smaller
+
+
+def test_loop_agrees_with_a_plain_independent_loop(data):
+    run = train(TINY, data, device="cpu")
+
+    torch.manual_seed(0)
+    net = preresnet(8, width=4, eps=1e-30).double()
+    weights = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=5e-3)
+    step, losses, right = 0, [], 0
+    for epoch in range(2):
+        net.train()
+        choices = epoch_choices(88, 0, epoch)
+        for begin in range(0, 88, 16):
+            optimizer.param_groups[0]["lr"] = 0.1 if step < 8 else 0.01
+            rows = slice(begin, begin + 16)
+            pick = type(choices)(choices.index[rows], choices.top[rows], choices.left[rows], choices.flip[rows])
+            images, labels = data.train_batch(pick, torch.float64)
+            loss = F.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item() * len(labels))
+            step += 1
+        net.eval()
+        logits = net(data.normalize(data.test_images, torch.float64))
+        right = (logits.argmax(1) == data.test_labels).double().mean().item()
+        assert run.history["train_loss"][epoch] == pytest.approx(sum(losses[-6:]) / 88, rel=1e-10)
+        assert run.history["test_loss"][epoch] == pytest.approx(F.cross_entropy(logits, data.test_labels).item(), rel=1e-10)
+        assert run.history["test_accuracy"][epoch] == right
+    assert step == 12
+    norm = net.get_parameter("blocks.1.conv1.weight").norm().item()
+    assert run.weight_norms["blocks.1.conv1.weight"][-1] == pytest.approx(norm, rel=1e-10)
+    np.testing.assert_allclose(run.history["log_lr"], np.log([0.1, 0.01]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("regime", ["weight_decay", "exponential", "texp"])
+def test_learning_rates_of_each_regime(regime):
+    config = dataclasses.replace(TINY, regime=regime)
+    schedule = config.learning_rates(12)
+    lrs = np.repeat([0.1, 0.01], [8, 4])
+    if regime == "weight_decay":
+        np.testing.assert_allclose(schedule.lr, lrs, rtol=1e-15)
+        assert not schedule.log_scale.any()
+    else:
+        exact = convert(lrs, 5e-3, 0.9)
+        distance = np.abs(schedule.log_lr - exact.log_lr).max()
+        assert distance == 0.0 if regime == "exponential" else 1e-3 < distance < 0.2
+    assert Arm(config, 12).optimizer.param_groups[0]["weight_decay"] == (5e-3 if regime == "weight_decay" else 0.0)
+
+
+def test_two_regimes_compute_the_same_functions_on_a_preresnet(data):
+    result = compare(TINY, dataclasses.replace(TINY, regime="exponential"), data, steps=24)
+    assert result.logit_error.max() < 1e-10
+    assert result.weight_error.max() < 1e-10
+    np.testing.assert_allclose(result.log_weight_ratio, result.log_scale, atol=1e-10)
+    assert result.log_scale[-1] > 0.02  # the weights did grow
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"regime": "texp"}, {"regime": "exponential", "weight_decay": 5.05e-3}, {"regime": "exponential", "momentum": 0.89}],
+    ids=["no start-up", "one percent more decay", "another momentum"],
+)
+def test_that_comparison_catches_a_wrong_conversion(data, wrong):
+    assert compare(TINY, dataclasses.replace(TINY, **wrong), data, steps=12).logit_error.max() > 1e-6
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data):
+    result = compare(TINY, dataclasses.replace(TINY, regime="exponential"), data, steps=1)
+    assert result.logit_error[0] == 0.0
+
+
+def test_training_learns(data):
+    config = dataclasses.replace(TINY, epochs=12, precision="float32")
+    run = train(config, synthetic(train=400, test=200), device="cpu")
+    assert run.history["test_accuracy"][-1] > 0.5
+
+
+def test_global_random_state_is_left_alone(data):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    train(dataclasses.replace(TINY, epochs=1), data, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_ulp_moves_every_weight_by_one_unit_in_the_last_place():
+    plain, moved = Arm(TINY, 12), Arm(dataclasses.replace(TINY, one_ulp=True), 12)
+    for name, weight in plain.trainable.items():
+        other = moved.trainable[name]
+        assert torch.equal(torch.nextafter(weight, torch.tensor(math.inf, dtype=weight.dtype)), other)
+
+
+def test_record_survives_saving(data, tmp_path):
+    run = train(dataclasses.replace(TINY, epochs=1), data, device="cpu")
+    run.save(tmp_path / "new" / "run.json")
+    assert Run.load(tmp_path / "new" / "run.json") == run
+    assert run.provenance["data"] == "synthetic gratings, 88 training and 40 test images"
+    assert {"device", "torch", "python", "commit", "date", "seconds"} <= set(run.provenance)
+
+
+def test_killed_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, epochs=3, regime="exponential")
+    whole = train(config, data, device="cpu")
+    checkpoint = tmp_path / "run.ckpt"
+    step = Arm.step
+
+    def die(self, index, *batch):
+        if index == 15:  # in the middle of the last epoch
+            raise KeyboardInterrupt
+        return step(self, index, *batch)
+
+    monkeypatch.setattr(Arm, "step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, device="cpu", checkpoint=checkpoint)
+    monkeypatch.setattr(Arm, "step", step)
+    resumed = train(config, data, device="cpu", checkpoint=checkpoint)
+    assert resumed.history == whole.history and resumed.weight_norms == whole.weight_norms
+    assert not checkpoint.exists()
+
+
+def test_checkpoint_of_another_run_is_refused_and_kept(data, tmp_path):
+    checkpoint = tmp_path / "run.ckpt"
+    checkpoint.write_bytes(b"not a checkpoint")
+    with pytest.raises(ExplrError, match="not a checkpoint"):
+        train(TINY, data, device="cpu", checkpoint=checkpoint)
+    torch.save({"run": ["other data", "{}"]}, checkpoint)
+    with pytest.raises(ExplrError, match="another run"):
+        train(TINY, data, device="cpu", checkpoint=checkpoint)
+    assert checkpoint.exists()
+
+
+def test_diverged_run_stops_and_names_the_step(data, monkeypatch):
+    step = Arm.step
+
+    def diverge(self, index, images, labels):
+        return step(self, index, images * math.nan if index == 7 else images, labels)
+
+    monkeypatch.setattr(Arm, "step", diverge)
+    with pytest.raises(ExplrError, match="loss of step 7 is nan"):
+        train(TINY, data, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"regime": "magic"}, "regime='magic'"),
+        ({"schedule": "magic"}, "no function 'magic'"),
+        ({"schedule": "Schedule"}, "no function 'Schedule'"),
+        ({"schedule": "_check_steps"}, "no function '_check_steps'"),
+        ({"schedule_args": {"rate": 0.1}}, "rate"),
+        ({"model": "magic"}, "no function 'magic'"),
+        ({"model_args": {"depth": 9}}, "depth=9"),
+        ({"precision": "float8"}, "precision='float8'"),
+        ({"regime": "exponential", "epochs": 70_000, "precision": "float32"}, "beyond the range of torch.float32"),
+    ],
+)
+def test_bad_configurations_get_one_error_that_restates_them(data, change, part):
+    with pytest.raises(ExplrError, match=r"(?s).") as caught:
+        train(dataclasses.replace(TINY, **change), data, device="cpu")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "config": {"x": 1}}'])
+def test_damaged_record_gets_one_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ExplrError, match=r"run\.json"):
+        Run.load(path)
+
+
+def test_record_is_plain_text_with_one_number_a_line_at_most(data, tmp_path):
+    train(dataclasses.replace(TINY, epochs=1), data, device="cpu").save(tmp_path / "run.json")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["regime"] == "weight_decay" and record["format"] == 1
