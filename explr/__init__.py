@@ -4,7 +4,8 @@ from explr import data, models, schedules
 from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
 from explr.errors import ExplrError
 from explr.optim import ExpLR
-from explr.training import Run, RunConfig, train
+from explr.records import Run, RunConfig
+from explr.training import train
 
 __version__ = "0.1.0"
 

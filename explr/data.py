@@ -132,12 +132,19 @@ class Choices:
 
     def to(self, device: str | torch.device) -> Choices:
         """Return the same choices on another device."""
-        return Choices(*(getattr(self, name).to(device) for name in ("index", "top", "left", "flip")))
+        return Choices(self.index.to(device), self.top.to(device), self.left.to(device), self.flip.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> Choices:
+        return Choices(self.index[rows], self.top[rows], self.left[rows], self.flip[rows])
+
+    def copy_(self, other: Choices) -> None:
+        """Overwrite these tensors, where they are, with those of ``other``."""
+        for name in ("index", "top", "left", "flip"):
+            getattr(self, name).copy_(getattr(other, name))
 
     def batches(self, batch_size: int) -> Iterator[Choices]:
         """Yield the choices in batches; the last one may be smaller."""
-        parts = (getattr(self, name).split(batch_size) for name in ("index", "top", "left", "flip"))
-        return (Choices(*part) for part in zip(*parts, strict=True))
+        return (self[begin : begin + batch_size] for begin in range(0, len(self.index), batch_size))
 
 
 def epoch_choices(examples: int, seed: int, epoch: int) -> Choices:

@@ -16,7 +16,8 @@ import torch
 from explr.data import Dataset
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
-from explr.training import Regime, Run, RunConfig, train
+from explr.records import Regime, Run, RunConfig
+from explr.training import train
 
 EPOCHS = 200
 Arms = dict[str, RunConfig]

@@ -1,3 +1,6 @@
 import os
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported, here and in the processes that tests start
+# Before tqdm and torch are imported, here and in the processes that tests start. The networks of the tests are too small to
+# share between threads; the tests themselves run side by side.
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,164 @@
+"""What a run is and what it leaves: the configuration that determines it, and the record of what it gave."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from explr import schedules
+from explr.data import Dataset
+from explr.equivalence import ExpSchedule, convert, texp
+from explr.errors import ExplrError
+from explr.files import atomic_write
+
+Regime = Literal["weight_decay", "exponential", "texp"]
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run, but the data and the machine. Steps are counted in optimizer updates.
+
+    Attributes:
+        regime: "weight_decay" trains as everyone does; "exponential" without weight decay and with the exact counterpart of
+            the schedule (:func:`explr.convert`); "texp" with the closed form of Theorem 2 (:func:`explr.texp`).
+        schedule: a function of :mod:`explr.schedules`, by name, and its arguments.
+        schedule_args: for example ``{"lr": 0.1, "milestones": [31280, 46920]}``; milestones and periods in steps.
+        weight_decay: λ. The other regimes turn it into learning rates.
+        momentum: γ.
+        epochs: passes over the training images.
+        batch_size: the last batch of an epoch may be smaller.
+        seed: of the initial weights and of everything random about the data.
+        model: a function of :mod:`explr.models`, by name, and its arguments.
+        model_args: for example ``{"norm": "group"}``.
+        augment: crop and flip the training images.
+        one_ulp: move every initial weight to the next number up that the precision holds: the smallest change there is, as
+            a control for how far runs drift apart by rounding alone.
+        precision: "float32"; "tf32" (float32, with the matrix units' 10-bit mantissa where the device has them); "bfloat16"
+            (weights in float32, layers in bfloat16); or "float64".
+    """
+
+    regime: Regime = "weight_decay"
+    schedule: str = "constant"
+    schedule_args: dict[str, Any] = field(default_factory=lambda: {"lr": 0.1})
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    epochs: int = 200
+    batch_size: int = 128
+    seed: int = 0
+    model: str = "preresnet32"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    augment: bool = True
+    one_ulp: bool = False
+    precision: str = "float32"
+
+    def learning_rates(self, steps: int) -> ExpSchedule:
+        """Return the learning rates of the first ``steps`` steps, and the growth of the weights that they cause.
+
+        Raises:
+            ExplrError: if the schedule has no exponential counterpart, or a name or argument is unknown.
+
+        >>> log_lr = RunConfig(regime="exponential").learning_rates(391).log_lr
+        >>> round(float(np.exp(log_lr[-1] - log_lr[0])), 3)
+        1.467
+        """
+        lrs = schedules.sample(call_by_name(schedules, self.schedule, self.schedule_args), steps)
+        if self.regime == "weight_decay":
+            return ExpSchedule(log_lr=np.log(lrs), log_scale=np.zeros(steps + 1))
+        if self.regime == "exponential":
+            return convert(lrs, self.weight_decay, self.momentum)
+        if self.regime == "texp":
+            starts = np.flatnonzero(np.diff(lrs, prepend=np.nan))
+            lengths = np.diff(starts, append=steps).tolist()
+            return texp(lrs[starts], lengths, self.weight_decay, self.momentum)
+        raise ExplrError(f"regime={self.regime!r} is unknown: use 'weight_decay', 'exponential' or 'texp'.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of a run: numbers and where they come from, no weights.
+
+    Attributes:
+        config: what was run.
+        history: one list for each quantity, one entry an epoch: ``train_loss`` and ``train_accuracy`` (averages over the
+            epoch, in training mode), ``test_loss``, ``test_accuracy``, ``log_lr`` (natural log, of the epoch's last step).
+        weight_norms: for every trainable tensor its Euclidean norm at the end of each epoch.
+        provenance: data set, device, versions, commit, date, wall time.
+    """
+
+    config: RunConfig
+    history: dict[str, list[float]]
+    weight_norms: dict[str, list[float]]
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        record = {"format": _FORMAT, **dataclasses.asdict(self)}
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read a record that :meth:`save` wrote.
+
+        Raises:
+            ExplrError: if the file is not such a record.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            if record.pop("format") != _FORMAT:
+                raise ExplrError(f"{path} has another format than this version of explr reads ({_FORMAT}).")
+            return cls(config=RunConfig(**record.pop("config")), **record)
+        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ExplrError(f"{path} is not a record of a run ({error}): make it again, or fetch it again.") from error
+
+
+def provenance(data: Dataset, device: torch.device, seconds: float, together: int = 1) -> dict[str, Any]:
+    """Return what a reader needs to judge a record and to make it again."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "data": data.name,
+        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "together": together,
+    }
+
+
+def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:
+    """Call the public function ``name`` of ``module``; names and arguments come from configurations, so check both."""
+    function: Any = getattr(module, name, None)
+    if name.startswith("_") or getattr(function, "__module__", None) != module.__name__:
+        raise ExplrError(f"{module.__name__} has no function {name!r}.")
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ExplrError(f"{module.__name__}.{name} does not take the arguments {arguments}: {error}.") from None
+    return function(**arguments)
+
+
+def _commit() -> str | None:
+    """Return the commit of the explr that is running, "+changes" if its files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

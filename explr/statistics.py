@@ -1,0 +1,108 @@
+"""Are two sets of runs equivalent? Paired comparisons over seeds.
+
+In float32 two runs that compute the same functions on paper drift apart, as any two runs do that differ by one rounding. So
+long runs are compared as distributions: seeds pair the runs, and the question is not "is there a difference" but "is the
+difference smaller than a margin that was stated beforehand" (two one-sided t-tests, TOST; Schuirmann 1987).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from explr.equivalence import FloatArray
+from explr.errors import ExplrError
+from explr.records import Run
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The verdict of :func:`equivalence_test`.
+
+    Attributes:
+        pairs: number of pairs.
+        difference: mean of second minus first.
+        low: lower end of the confidence interval of the difference; the interval lies within the margin exactly when the test
+            finds equivalence.
+        high: its upper end.
+        margin: the largest difference that counts as none, as stated beforehand.
+        p_value: of the hypothesis that the difference is at least as large as the margin.
+        equivalent: whether that hypothesis is rejected.
+    """
+
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    margin: float
+    p_value: float
+    equivalent: bool
+
+
+def equivalence_test(first: Sequence[float], second: Sequence[float], margin: float, *, level: float = 0.05) -> Equivalence:
+    """Test whether the mean difference of paired values is smaller than ``margin`` in size (TOST, paired t-tests).
+
+    Args:
+        first: one value a pair, for example the final test accuracies of the runs with weight decay, seed by seed.
+        second: the values of the other side, in the same order.
+        margin: > 0, in the unit of the values, stated before looking.
+        level: probability of finding equivalence where there is none; the confidence interval has level ``1 - 2 * level``.
+
+    Raises:
+        ExplrError: if there are fewer than two pairs, values that are not finite, or a margin that is not positive.
+
+    >>> equivalence_test([0.90, 0.91, 0.92], [0.901, 0.911, 0.919], margin=0.005).equivalent
+    True
+    """
+    values = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if values[0].shape != values[1].shape or values[0].ndim != 1 or len(values[0]) < 2:
+        raise ExplrError(f"{np.shape(first)} and {np.shape(second)} values do not make two or more pairs.")
+    if not (np.isfinite(values).all() and 0.0 < margin < math.inf and 0.0 < level < 0.5):
+        raise ExplrError(f"values must be finite, margin={margin} positive, and level={level} between 0 and 0.5.")
+    differences = values[1] - values[0]
+    mean, pairs = float(differences.mean()), len(differences)
+    error = float(differences.std(ddof=1)) / math.sqrt(pairs)
+    if error == 0.0:  # every pair differs by the same amount: nothing is left to chance
+        return Equivalence(pairs, mean, mean, mean, margin, float(abs(mean) >= margin), abs(mean) < margin)
+    student = stats.t(pairs - 1)
+    p_value = float(student.sf((margin - abs(mean)) / error))
+    half = float(student.ppf(1.0 - level)) * error
+    return Equivalence(pairs, mean, mean - half, mean + half, margin, p_value, p_value < level)
+
+
+def final_accuracies(runs: Sequence[Run]) -> list[float]:
+    """Return the test accuracy after the last epoch of each run, in the order of their seeds."""
+    return [run.history["test_accuracy"][-1] for run in sorted(runs, key=lambda run: run.config.seed)]
+
+
+def trajectory_distance(first: Sequence[Run], second: Sequence[Run], quantity: str = "train_loss") -> FloatArray:
+    """Return how far apart two sets of runs are after each epoch: the root mean square difference over the paired seeds.
+
+    To judge it, take the distance between ``first`` and the same runs with ``one_ulp=True``: what rounding alone does.
+
+    Args:
+        first: runs of one arm.
+        second: runs of another arm with the same seeds and number of epochs.
+        quantity: a key of ``Run.history``.
+
+    Returns:
+        shape ``(epochs,)``, in the unit of the quantity.
+
+    Raises:
+        ExplrError: if the seeds or the lengths differ, or the runs have no such quantity.
+    """
+    sides = [sorted(side, key=lambda run: run.config.seed) for side in (first, second)]
+    seeds = [[run.config.seed for run in side] for side in sides]
+    if seeds[0] != seeds[1] or not seeds[0]:
+        raise ExplrError(f"runs of seeds {seeds[0]} cannot be paired with runs of seeds {seeds[1]}.")
+    try:
+        values = np.array([[run.history[quantity] for run in side] for side in sides])
+    except (KeyError, ValueError):
+        raise ExplrError(
+            f"not every run has {quantity!r} for the same number of epochs: use one of {', '.join(sides[0][0].history)}."
+        ) from None
+    return np.sqrt(((values[1] - values[0]) ** 2).mean(axis=0))

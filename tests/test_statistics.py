@@ -1,0 +1,81 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from explr import ExplrError, Run, RunConfig
+from explr.statistics import equivalence_test, final_accuracies, trajectory_distance
+
+values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
+
+
+def run(seed, *accuracies):
+    return Run(RunConfig(seed=seed), {"test_accuracy": list(accuracies)}, {}, {})
+
+
+@given(values, st.floats(1e-3, 0.1))
+def test_verdict_is_that_of_two_one_sided_t_tests(pairs, margin):
+    first = [a for a, _ in pairs]
+    second = [a + d for a, d in pairs]
+    differences = np.subtract(second, first)
+    result = equivalence_test(first, second, margin)
+    if np.ptp(differences) < 1e-12:
+        return  # scipy has no answer there; see the test of constant differences
+    above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+    assert result.p_value == pytest.approx(max(above, below), rel=1e-9, abs=1e-12)
+    assert result.equivalent == (result.p_value < 0.05)
+    assert result.low <= result.difference <= result.high
+
+
+@given(values, st.floats(1e-3, 0.1))
+def test_equivalent_exactly_when_the_interval_lies_within_the_margin(pairs, margin):
+    first = [a for a, _ in pairs]
+    result = equivalence_test(first, [a + d for a, d in pairs], margin)
+    inside = -margin < result.low and result.high < margin
+    near = min(abs(result.low + margin), abs(result.high - margin)) < 1e-9
+    assert near or result.equivalent == inside
+
+
+def test_constant_differences_leave_nothing_to_chance():
+    assert equivalence_test([0.5, 0.25], [0.75, 0.5], margin=0.3).equivalent
+    assert not equivalence_test([0.5, 0.25], [0.75, 0.5], margin=0.25).equivalent
+
+
+def test_few_noisy_pairs_do_not_pass_as_equivalent():
+    assert not equivalence_test([0.9, 0.9], [0.95, 0.85], margin=0.01).equivalent
+
+
+def test_error_rate_is_the_level_at_the_margin():
+    rng = np.random.default_rng(0)
+    found = sum(equivalence_test(np.zeros(5), rng.normal(0.01, 0.003, 5), margin=0.01).equivalent for _ in range(2000))
+    assert abs(found / 2000 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_trajectories_are_paired_by_seed():
+    first, second = [run(0, 0.1, 0.5), run(1, 0.2, 0.6)], [run(1, 0.2, 0.9), run(0, 0.1, 0.1)]
+    np.testing.assert_allclose(trajectory_distance(first, second, "test_accuracy"), [0.0, math.sqrt((0.16 + 0.09) / 2)])
+    assert final_accuracies(second) == [0.1, 0.9]
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: equivalence_test([1.0], [1.0], 0.1), "two or more pairs"),
+        (lambda: equivalence_test([1.0, 2.0], [1.0], 0.1), "(2,)"),
+        (lambda: equivalence_test([1.0, math.nan], [1.0, 1.0], 0.1), "finite"),
+        (lambda: equivalence_test([1.0, 2.0], [1.0, 2.0], 0.0), "margin=0.0"),
+        (lambda: equivalence_test([1.0, 2.0], [1.0, 2.0], 0.1, level=0.7), "level=0.7"),
+        (lambda: trajectory_distance([run(0, 0.1)], [run(1, 0.1)]), "seeds [0]"),
+        (lambda: trajectory_distance([], []), "seeds []"),
+        (lambda: trajectory_distance([run(0, 0.1)], [run(0, 0.1)], "loss"), "test_accuracy"),
+        (lambda: trajectory_distance([run(0, 0.1)], [run(0, 0.1, 0.2)], "test_accuracy"), "same number of epochs"),
+    ],
+)
+def test_bad_input_gets_one_error_that_restates_it(call, part):
+    with pytest.raises(ExplrError) as caught:
+        call()
+    assert part in str(caught.value)
