@@ -1,0 +1,64 @@
+# Two commands do everything on a machine with only Python and make: `make book` and `make test`.
+# Both work in a fresh clone, in either order, and use one virtual environment, .venv, made on first use.
+
+PYTHON ?= python3
+
+BIN := .venv/bin
+VENV := .venv/.installed
+KEY := _build/.execution-key
+
+# Two test processes with one thread each: two that each start a thread per core take nearly three times as long.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Progress bars would end up in the notebooks' outputs.
+export TQDM_DISABLE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help test book check-book notebooks format address clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 14
+
+# Everything that is installed follows from pyproject.toml; explr itself is installed in place, so edits need no reinstall.
+$(VENV): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
+	@touch $@
+
+test: $(VENV) ## lint, types, unit and property tests, doctests, then every notebook against its committed outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PARALLEL) -m "not browser" --doctest-modules explr tests
+	$(PARALLEL) --nbval-lax book
+
+# The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
+# an output can depend on has changed: the library, the stored results, an installed version, the data folder.
+# A build over an old one can hide warnings, so the pages are always built afresh.
+book: $(VENV) ## execute every notebook and build the HTML; fails on any warning or failing cell
+	@mkdir -p _build
+	@{ find explr book/results pyproject.toml -type f ! -name '*.pyc' | LC_ALL=C sort | xargs cksum; \
+	   $(BIN)/python -m pip list --format=freeze; echo "data: $$EXPLR_DATA"; } > $(KEY).new
+	@cmp -s $(KEY).new $(KEY) || rm -rf _build/.jupyter_cache
+	@mv $(KEY).new $(KEY)
+	rm -rf _build/html _build/.doctrees
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+
+check-book: book ## build the book, then check its links, images and pages in a browser
+	$(BIN)/pytest -m browser tests/book
+
+notebooks: $(VENV) ## execute every notebook in place, and normalise it; what `git diff` then shows has changed
+	$(BIN)/python -m tools.notebooks --execute
+
+format: $(VENV) ## format the code and normalise the notebooks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python -m tools.notebooks
+
+address: $(VENV) ## check the repository's public address, or change it everywhere: make address URL=https://github.com/me/explr
+	$(BIN)/python -m tools.address $(URL)
+
+clean: ## remove the built book, the environment and the caches
+	rm -rf _build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

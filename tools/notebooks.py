@@ -1,0 +1,155 @@
+"""Keep the notebooks in one form, so that running one again changes nothing but outputs that really changed.
+
+    python -m tools.notebooks              normalise every notebook of the book
+    python -m tools.notebooks --check      name those that are not normalised, and fail
+    python -m tools.notebooks --execute    execute each in its own folder, then normalise it
+
+Paths after the options limit it to these notebooks. Normalising drops timings, widget state and whatever else an editor
+leaves behind, numbers the cells from top to bottom, and writes the set-up cell (see ``set_up_source``), which is
+defined here and nowhere else.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from tools.address import ROOT, address
+
+Notebook = Any  # nbformat has no types
+SET_UP_ID = "set-up"
+CELL_METADATA = {"tags", "mystnb"}  # the rest is an editor's memory of how a cell was last shown
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a live kernel's object by a random number
+VALID_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def set_up_source() -> str:
+    """Return the first code cell of every notebook: on a machine without explr, such as Colab's, it installs it."""
+    return (
+        "try:\n"
+        "    import explr\n"
+        "except ModuleNotFoundError:  # on Colab: torch is already there, and stays as it is\n"
+        f'    %pip install -q "explr @ git+{address()}"\n'
+        "    import explr"
+    )
+
+
+def colab_link(path: Path) -> str:
+    """Return the address at which Colab opens a notebook of the book."""
+    place = address().replace("https://github.com/", "https://colab.research.google.com/github/")
+    return f"{place}/blob/main/{path.resolve().relative_to(ROOT).as_posix()}"
+
+
+def normalise(notebook: Notebook) -> Notebook:
+    """Bring a notebook into the one form, in place."""
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    _place_set_up(notebook)
+    taken: set[str] = set()
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_METADATA & cell.metadata.keys()})
+        cell.id = _stable_id(cell, taken)
+        if cell.cell_type == "code":
+            count += bool(cell.source.strip())
+            cell.execution_count = count if cell.source.strip() else None
+            cell.outputs = [_normalise_output(output, count) for output in _joined(cell.outputs)]
+    return notebook
+
+
+def _place_set_up(notebook: Notebook) -> None:
+    for cell in notebook.cells:
+        if cell.get("id") == SET_UP_ID:
+            cell.source = set_up_source()
+            return
+    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
+    cell = nbformat.v4.new_code_cell(set_up_source(), id=SET_UP_ID, metadata={"tags": ["hide-cell"]})
+    notebook.cells.insert(first, cell)
+
+
+def _stable_id(cell: Notebook, taken: set[str]) -> str:
+    """Keep a cell's id; where it has none that is valid and its own, derive one from its text."""
+    wanted = cell.get("id", "")
+    if not VALID_ID.fullmatch(wanted) or wanted in taken:
+        wanted, number = hashlib.sha1(cell.source.encode()).hexdigest()[:8], 1
+        while wanted in taken:
+            number += 1
+            wanted = f"{wanted[:8]}-{number}"
+    taken.add(wanted)
+    return str(wanted)
+
+
+def _joined(outputs: list[Notebook]) -> list[Notebook]:
+    """Join what a cell printed: in how many pieces it arrived is chance."""
+    joined: list[Notebook] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == "stream" and last.output_type == "stream" and last.name == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _normalise_output(output: Notebook, count: int) -> Notebook:
+    if output.output_type == "execute_result":
+        output.execution_count = count
+    if "data" in output:
+        output.data.pop(WIDGET_VIEW, None)
+    return output
+
+
+def read(path: Path) -> Notebook:
+    """Read a notebook as it is; nbformat.read would give cells without an id of their own a random one."""
+    return nbformat.v4.reads(path.read_text(encoding="utf-8"))
+
+
+def text_of(notebook: Notebook) -> str:
+    """Return a notebook as the text of its file: keys sorted, one newline at the end."""
+    return str(nbformat.writes(notebook)).rstrip("\n") + "\n"
+
+
+def execute(notebook: Notebook, folder: Path) -> None:
+    """Run a notebook from top to bottom in a fresh kernel, in ``folder``."""
+    from nbclient import NotebookClient
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def main() -> int:
+    """Run the command line; return 1 where --check finds a notebook that is not normalised."""
+    parser = argparse.ArgumentParser(description="Normalise, check or execute the book's notebooks.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a notebook is not normalised")
+    parser.add_argument("--execute", action="store_true", help="execute each notebook first")
+    parser.add_argument("paths", nargs="*", type=Path, help="notebooks; without any, every one of the book")
+    options = parser.parse_args()
+    failed = False
+    for path in options.paths or sorted((ROOT / "book").glob("*.ipynb")):
+        before = path.read_text(encoding="utf-8")
+        notebook = read(path)
+        if options.execute:
+            print(f"executing {path}", flush=True)
+            execute(notebook, path.parent)
+        after = text_of(normalise(notebook))
+        if options.check and after != before:
+            print(f"{path} is not normalised: run `make format`")
+            failed = True
+        elif after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path} written")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
