@@ -13,6 +13,9 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 # Progress bars would end up in the notebooks' outputs.
 export TQDM_DISABLE := 1
 
+# Sliders that a kernel must answer would be dead on a page: explr.widgets.explore draws a still instead.
+export EXPLR_STATIC := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help test book check-book notebooks format address clean
 
@@ -31,7 +34,7 @@ test: $(VENV) ## lint, types, unit and property tests, doctests, then every note
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PARALLEL) -m "not browser" --doctest-modules explr tests
-	$(PARALLEL) --nbval-lax book
+	$(PARALLEL) --nbval-lax --nbval-sanitize-with tests/nbval.cfg book
 
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
 # an output can depend on has changed: the library, the stored results, an installed version, the data folder.

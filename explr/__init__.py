@@ -3,7 +3,8 @@
 from explr import data, models, schedules
 from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
 from explr.errors import ExplrError
-from explr.optim import ExpLR
+from explr.invariance import InvarianceReport, Lemma1Report, lemma1, scale_invariance
+from explr.optim import ExpLR, rescale
 from explr.records import Run, RunConfig
 from explr.training import train
 
@@ -13,13 +14,18 @@ __all__ = [
     "ExpLR",
     "ExpSchedule",
     "ExplrError",
+    "InvarianceReport",
+    "Lemma1Report",
     "Run",
     "RunConfig",
     "characteristic_root",
     "convert",
     "data",
     "growth_rate",
+    "lemma1",
     "models",
+    "rescale",
+    "scale_invariance",
     "schedules",
     "texp",
     "train",

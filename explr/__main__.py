@@ -1,12 +1,16 @@
-"""The ``explr`` command: ``convert`` tells what stands for a weight decay, ``run`` makes the records of the book."""
+"""The ``explr`` command: ``convert`` a weight decay, ``check`` a network, ``run`` the experiments of the book."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from explr.equivalence import characteristic_root, convert, growth_rate
 from explr.errors import ExplrError
@@ -41,6 +45,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--momentum", type=float, default=0.0, help="heavy-ball factor in [0, 1) (default: 0)")
     sub.add_argument("--steps-per-epoch", type=int, default=391, help="default: 391, CIFAR-10 in batches of 128")
     sub.set_defaults(command=_convert)
+
+    about = "tell whether a network is scale-invariant, and where not, why"
+    sub = commands.add_parser("check", help=about, description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper).")
+    sub.add_argument("model", metavar="MODULE:CALLABLE", help="what makes the network, e.g. torchvision.models:resnet18")
+    sub.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="SHAPE[:DTYPE]",
+        help="shape of an input, e.g. 2,3,224,224, or 2,16:int64 for zeros; once for each argument of the network",
+    )
+    sub.set_defaults(command=_check)
 
     about = "train the runs of an experiment and keep their records"
     sub = commands.add_parser(
@@ -95,6 +111,32 @@ def _horizon(lr: float, weight_decay: float, momentum: float, log_growth: float,
     if step is None:
         return "more than 2,000,000 steps"
     return f"{step} steps, {step / steps_per_epoch:.1f} epochs"
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    from explr.invariance import scale_invariance
+
+    module, _, name = parsed.model.partition(":")
+    sys.path.insert(0, "")  # the reader's own modules, as with python -m
+    try:
+        model = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ExplrError(
+            f"{parsed.model} makes no network ({error}): give MODULE:CALLABLE, called without arguments."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ExplrError(f"{parsed.model} makes a {type(model).__name__}, not a torch.nn.Module.")
+    print(scale_invariance(model.train(), *map(_example, parsed.input)).table())
+
+
+def _example(text: str) -> Tensor:
+    shape, _, dtype = text.partition(":")
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+        kind = getattr(torch, dtype or "float32")
+        return torch.randn(sizes, dtype=kind) if kind.is_floating_point else torch.zeros(sizes, dtype=kind)
+    except (ValueError, AttributeError, RuntimeError):
+        raise ExplrError(f"--input {text} is not SHAPE[:DTYPE], such as 2,3,224,224 or 2,16:int64.") from None
 
 
 def _run(parsed: argparse.Namespace) -> None:

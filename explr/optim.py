@@ -1,12 +1,14 @@
 """ExpLR: weight decay turned into a growing learning rate, as a torch learning-rate scheduler.
 
 It applies the recursion of :mod:`explr.equivalence` online: a step needs only the present learning rate and one number of the
-past, so any torch scheduler can be wrapped, whether or not its future is known.
+past, so any torch scheduler can be wrapped, whether or not its future is known. Given the model, it also takes the eps and the
+running statistics of normalisation layers along, and keeps weights and rates within range, by :mod:`explr.symmetry`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from explr.equivalence import advance
 from explr.errors import ExplrError
+from explr.symmetry import Norms, exact_exp, scale_weights
 
 
 class ExpLR(LRScheduler):
@@ -28,13 +31,22 @@ class ExpLR(LRScheduler):
 
     Args:
         optimizer: a :class:`torch.optim.SGD`, new or under way; momentum is welcome, Nesterov momentum, dampening and
-            ``maximize`` are not. A group whose ``weight_decay`` is 0 keeps the rate of the schedule.
+            ``maximize`` are not. A group whose ``weight_decay`` is 0 keeps the rate of the schedule; so does one marked
+            ``scale_invariant=False``, which keeps its weight decay too.
         scheduler: any torch scheduler of the same optimizer; it goes on believing in the original learning rate. Without
             one the original rate is constant.
+        model: the network, in training mode. With it eps and running statistics of the norms are scaled with the weights, so
+            that the equivalence is exact at any eps and in eval mode too. It must be scale-invariant in the converted
+            groups. Without it the equivalence is as good as eps is negligible.
+        renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
+            two: not a bit of the functions changes, and the run never overflows.
+        example_inputs: what the model is called with; see :func:`rescale`.
 
     Attributes:
-        log_lr: natural log of the learning rate in force, one per parameter group.
-        log_scale: natural log of P_t, by which the weights of each group exceed those of the run with weight decay.
+        log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
+        log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
+        exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
+            optimizer uses is η̃_t / 4**exponent; all 0 without ``renormalize``.
 
     Raises:
         ExplrError: for an optimizer or a rate that has no exact counterpart; when a learning rate leaves the range of the
@@ -52,13 +64,24 @@ class ExpLR(LRScheduler):
     0.01000304
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | None = None,
+        *,
+        model: torch.nn.Module | None = None,
+        renormalize: bool = False,
+        example_inputs: Sequence[Any] | None = None,
+    ) -> None:
         _check_optimizer(optimizer)
+        if renormalize and model is None:
+            raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
         groups = optimizer.param_groups
         self.scheduler = scheduler
-        self.weight_decays = [float(group["weight_decay"]) for group in groups]
+        self.renormalize = renormalize
+        self.weight_decays = [float(group["weight_decay"]) if _converts(group) else 0.0 for group in groups]
         self.lrs = [float(group["lr"]) for group in groups]  # η_t: what the wrapped scheduler believes in
         self.momentum = [float(group["momentum"]) for group in groups]
         self.shares = [0.0] * len(groups)  # x_t
@@ -66,9 +89,11 @@ class ExpLR(LRScheduler):
         self.log_scale = [0.0] * len(groups)
         self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
         self.log_lr = [math.nan] * len(groups)
+        self.exponents = [0] * len(groups)
         self._optimizer_stepped = False
         self._convert(groups, self.lrs, step=0)
-        for group in groups:
+        self.norms = None if model is None else Norms(model, self._decayed(groups), example_inputs)
+        for group in filter(_converts, groups):
             group["weight_decay"] = 0.0
         optimizer.register_step_pre_hook(self._before_optimizer_step)
         super().__init__(optimizer)
@@ -84,24 +109,26 @@ class ExpLR(LRScheduler):
                 The optimizer then keeps the rate that it had.
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first rate is already there
+            scales, exponents = self.log_scale, self.exponents
             self._convert(self.optimizer.param_groups, self._step_wrapped(metrics), step=self.last_epoch + 1)
+            self._scale_model(scales, exponents)
             self._optimizer_stepped = False
         super().step()
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of the coming step for each group; as in torch, for :meth:`step` to call, not for users."""
-        return [
-            lr * math.exp(2.0 * log_scale - math.log1p(-share))
-            for lr, log_scale, share in zip(self.lrs, self.log_scale, self.shares, strict=True)
-        ]
+        state = zip(self.lrs, self.log_scale, self.shares, self.exponents, strict=True)
+        return [lr * exact_exp(2.0 * scale - math.log1p(-share), 2 * exponent) for lr, scale, share, exponent in state]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this scheduler and of the wrapped one, as plain numbers."""
-        state = {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "scheduler")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "scheduler", "norms")}
         return {**state, "scheduler": self.scheduler.state_dict() if self.scheduler else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken, whether the optimizer's state is loaded before or after.
+
+        The eps of the norms, which a model's own state does not hold, is set to what belongs to the state.
 
         Raises:
             ExplrError: if the state is of another number of parameter groups, or of another kind of wrapped scheduler.
@@ -118,10 +145,13 @@ class ExpLR(LRScheduler):
         if self.scheduler is not None:
             self.scheduler.load_state_dict(wrapped)
         self.__dict__.update(state)
+        if self.norms is not None:
+            self.norms.choose(self._decayed(self.optimizer.param_groups))
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         for group, lr, momentum in zip(self.optimizer.param_groups, self._last_lr, self.momentum, strict=True):
-            group.update(weight_decay=0.0, momentum=momentum)
+            group.update(momentum=momentum, **({"weight_decay": 0.0} if _converts(group) else {}))
             _set_lr(group, float(lr))
+        self._scale_eps()
 
     def _step_wrapped(self, metrics: Any) -> list[float]:
         """Let the wrapped scheduler act on the rates that it believes in, and return what it makes of them."""
@@ -163,11 +193,30 @@ class ExpLR(LRScheduler):
             rounding = (scale - self.log_scale[i]) - term
             share, carried = advance(self.carried[i], lr, self.weight_decays[i], momentum, step)
             log_lr = (math.log(lr) if lr else -math.inf) + 2.0 * scale - math.log1p(-share)
-            _check_overflow(log_lr, group, step)
-            advanced.append((lr, momentum, share, carried, scale, rounding, log_lr))
-        self.lrs, self.momentum, self.shares, self.carried, self.log_scale, self.rounding, self.log_lr = (
-            list(column) for column in zip(*advanced, strict=True)
-        )
+            exponent = round(scale / math.log(2)) if self.renormalize else 0
+            _check_overflow(log_lr - 2 * exponent * math.log(2), group, step)
+            advanced.append((lr, momentum, share, carried, scale, rounding, log_lr, exponent))
+        columns = [list(column) for column in zip(*advanced, strict=True)]
+        self.lrs, self.momentum, self.shares, self.carried, self.log_scale, self.rounding, self.log_lr, self.exponents = columns
+
+    def _decayed(self, groups: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
+        return [group["params"] if decay else [] for group, decay in zip(groups, self.weight_decays, strict=True)]
+
+    def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
+        """Let the model follow from the log scales and exponents before the last step to those after it."""
+        if self.norms is None:
+            return
+        self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
+        factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
+        if any(factor != 1.0 for factor in factors):
+            for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+                scale_weights(self.optimizer, group["params"], factor)
+            self.norms.scale_statistics(factors)
+        self._scale_eps()
+
+    def _scale_eps(self) -> None:
+        if self.norms is not None:
+            self.norms.scale_eps([exact_exp(s, e) for s, e in zip(self.log_scale, self.exponents, strict=True)])
 
     def _before_optimizer_step(self, *_: Any) -> None:
         if self._optimizer_stepped:
@@ -176,6 +225,54 @@ class ExpLR(LRScheduler):
                 "step. Call scheduler.step() after each optimizer.step(), and give schedules their milestones in steps."
             )
         self._optimizer_stepped = True
+
+
+def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
+    """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
+
+    The momentum buffers are divided by the factor and the learning rates multiplied by its square; running statistics and eps
+    of the norms follow by the degrees of their inputs. Parameter groups marked ``scale_invariant=False``
+    (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are; in the others weight decay must be 0, or
+    divided by ``factor ** 2`` by the caller.
+
+    Args:
+        model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
+        optimizer: its torch.optim.SGD.
+        factor: c > 0. A power of two changes no bit of the functions.
+        example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
+            convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+
+    Raises:
+        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
+            scale-invariant in its parameters. Nothing has changed then.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> rescale(model, optimizer, 2.0)
+    >>> optimizer.param_groups[0]["lr"], model[1].eps
+    (0.4, 4e-05)
+    """
+    if not (isinstance(factor, float | int) and 0.0 < factor < math.inf):
+        raise ExplrError(f"factor={factor} must be positive and finite.")
+    if _has_explr(optimizer):
+        raise ExplrError("the optimizer has an ExpLR, which sets its rate: use ExpLR(..., model=model, renormalize=True).")
+    groups = list(filter(_converts, optimizer.param_groups))
+    norms = Norms(model, [group["params"] for group in groups], example_inputs or None)
+    for group in groups:
+        scale_weights(optimizer, group["params"], factor)
+        _set_lr(group, float(group["lr"]) * factor**2)
+    norms.scale_statistics([factor] * len(groups))
+    norms.scale_eps([factor] * len(groups))
+
+
+def _converts(group: dict[str, Any]) -> bool:
+    return bool(group.get("scale_invariant", True))
+
+
+def _has_explr(optimizer: torch.optim.Optimizer) -> bool:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), ExpLR) for hook in hooks)
 
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:
@@ -189,8 +286,8 @@ def _check_overflow(log_lr: float, group: dict[str, Any], step: int) -> None:
     dtype = min((p.dtype for p in group["params"]), key=lambda dtype: torch.finfo(dtype).max)
     if log_lr > math.log(torch.finfo(dtype).max):
         raise ExplrError(
-            f"the learning rate of step {step} is exp({log_lr:.6g}), beyond the range of {dtype}. Train in a wider dtype, "
-            "stop before this step, or lower the weight decay."
+            f"the learning rate of step {step} is exp({log_lr:.6g}), beyond the range of {dtype}. Use ExpLR(..., model=model, "
+            "renormalize=True), which keeps it bounded, train in a wider dtype, or stop before this step."
         )
 
 
@@ -199,7 +296,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         raise ExplrError(
             f"{type(optimizer).__name__} has no exponential counterpart: the theorem is about SGD. Use torch.optim.SGD."
         )
-    if any(isinstance(getattr(hook, "__self__", None), ExpLR) for hook in optimizer._optimizer_step_pre_hooks.values()):
+    if _has_explr(optimizer):
         raise ExplrError("this optimizer already has an ExpLR, which took its weight decay: build a new optimizer.")
     for index, group in enumerate(optimizer.param_groups):
         for option, remedy in _REFUSED.items():

@@ -32,7 +32,8 @@ class RunConfig:
 
     Attributes:
         regime: "weight_decay" trains as everyone does; "exponential" without weight decay and with the exact counterpart of
-            the schedule (:func:`explr.convert`); "texp" with the closed form of Theorem 2 (:func:`explr.texp`).
+            the schedule (:func:`~explr.equivalence.convert`); "texp" with the closed form of Theorem 2
+            (:func:`~explr.equivalence.texp`).
         schedule: a function of :mod:`explr.schedules`, by name, and its arguments.
         schedule_args: for example ``{"lr": 0.1, "milestones": [31280, 46920]}``; milestones and periods in steps.
         weight_decay: λ. The other regimes turn it into learning rates.

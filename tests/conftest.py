@@ -4,3 +4,4 @@ import os
 # share between threads; the tests themselves run side by side.
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("EXPLR_STATIC", "1")

@@ -103,9 +103,23 @@ def test_convert_command_without_decay(capsys):
     assert "every step" in capsys.readouterr().out
 
 
+def test_check_command_prints_the_report(capsys):
+    assert main(["check", "explr.models:preresnet32", "--input", "2,3,32,32"]) == 0
+    assert capsys.readouterr().out.startswith("scale-invariant")
+    assert main(["check", "torchvision.models:resnet18", "--input", "2,3,64,64"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("not scale-invariant") and "fc.weight" in out
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
+        (["check", "nowhere:net", "--input", "1"], "nowhere:net"),
+        (["check", "torchvision.models:resnet999", "--input", "1"], "resnet999"),
+        (["check", "builtins:dict", "--input", "1"], "makes a dict"),
+        (["check", "explr.models:preresnet32", "--input", "2,three"], "--input 2,three"),
+        (["check", "explr.models:preresnet32", "--input", "2:int99"], "--input 2:int99"),
+        (["check", "explr.models:preresnet32", "--input", "2,5"], "5"),
         (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
         (["run"], "--missing"),

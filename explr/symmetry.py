@@ -1,0 +1,124 @@
+r"""The symmetry behind the theorem, as a change to a network in training.
+
+For a scale-invariant network and any c > 0 the map θ → cθ, momentum buffer v → v/c, learning rate η → c²η commutes with a step
+of SGD, provided that everything that has the size of the activations follows: with d the degree of homogeneity of a norm's
+input, its running mean is multiplied by c^d, its running variance and its eps by c^(2d). "A step with weight decay" is then "a
+step without it, and this map". When c is a power of two nothing is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from explr.errors import ExplrError
+from explr.invariance import scale_invariance
+
+
+def scale_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], factor: float) -> None:
+    """Multiply parameters by ``factor`` and divide their momentum buffers by it."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(factor)
+            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                buffer.mul_(1.0 / factor)
+
+
+class Norms:
+    """The normalisation layers of a network, and how their statistics and eps go with the weights.
+
+    Args:
+        model: the network, in training mode.
+        groups: sets of parameters that will be scaled, each by a factor of its own.
+        example_inputs: what the model is called with; without them :func:`guess_inputs` finds some.
+
+    Raises:
+        ExplrError: if the parameters are not the model's, or the network is not scale-invariant in all of them together.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Sequence[Tensor]], example_inputs: Sequence[Any] | None = None
+    ) -> None:
+        self._own = {id(parameter) for parameter in model.parameters()}
+        self._check_own(groups)
+        self._report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
+        layers = {path: model.get_submodule(path) for path in self._report.norms}
+        self.layers: dict[str, Any] = {
+            p: layer for p, layer in layers.items() if isinstance(getattr(layer, "eps", None), float)
+        }
+        self.eps = {path: layer.eps for path, layer in self.layers.items()}
+        self.choose(groups)
+
+    def choose(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Take other sets of parameters to scale.
+
+        Raises:
+            ExplrError: as when this was built.
+        """
+        self._check_own(groups)
+        if not self._report.invariant_in([parameter for group in groups for parameter in group]):
+            reasons = "; ".join(map(str, self._report.obstructions))
+            raise ExplrError(
+                f"the model is not scale-invariant in the optimizer's parameters: {reasons} Or build the optimizer from "
+                "scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
+            )
+        self._degrees = [self._report.norm_degrees(group) for group in groups]
+
+    def scale_statistics(self, factors: Sequence[float]) -> None:
+        """Scale running means and variances as if the weights of each group had been multiplied by its factor."""
+        for path, layer in self.layers.items():
+            mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+            if mean is not None and variance is not None:
+                factor = self._factor(path, factors)
+                mean.mul_(factor)
+                variance.mul_(factor * factor)
+
+    def scale_eps(self, factors: Sequence[float]) -> None:
+        """Set every eps to what belongs to weights that many times those which the network had when this was built."""
+        for path, layer in self.layers.items():
+            factor = self._factor(path, factors)
+            layer.eps = self.eps[path] * factor * factor
+
+    def _factor(self, path: str, factors: Sequence[float]) -> float:
+        return math.prod(factor ** float(degrees[path]) for factor, degrees in zip(factors, self._degrees, strict=True))
+
+    def _check_own(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        if not all(id(parameter) in self._own for group in groups for parameter in group):
+            raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
+
+
+def exact_exp(power: float, exponent: int = 0) -> float:
+    """Return exp(power) / 2**exponent such that results for two exponents differ by exactly a power of two.
+
+    >>> exact_exp(100.0, exponent=40) * 2.0**40 == exact_exp(100.0)
+    True
+    """
+    whole = math.floor(power / math.log(2))
+    return math.ldexp(math.exp(power - whole * math.log(2)), whole - exponent)
+
+
+def guess_inputs(model: nn.Module) -> tuple[Tensor]:
+    """Return a random batch of two for a network that begins with a convolution or a linear layer.
+
+    Raises:
+        ExplrError: if the first layer with weights is neither.
+    """
+    for layer in model.modules():
+        if isinstance(layer, _ConvNd):
+            shape = (2, layer.in_channels, *[32] * len(layer.kernel_size))
+        elif isinstance(layer, nn.Linear):
+            shape = (2, layer.in_features)
+        elif next(layer.parameters(recurse=False), None) is not None:
+            break
+        else:
+            continue
+        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight),)
+    raise ExplrError(
+        "the model does not begin with a convolution or a linear layer: give example_inputs, what it is called with."
+    )
