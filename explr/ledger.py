@@ -1,0 +1,204 @@
+"""Every claim of the source, and what the book measured of it.
+
+A chapter states what it measured with :func:`claim`; the result is shown in the chapter and stays in the notebook's output. The
+ledger of the appendix is read from those outputs by :func:`ledger`, so that it cannot say anything else than the chapters do.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from explr.errors import ExplrError
+
+# The source is the authors' post "Exponential Learning Rate Schedules for Deep Learning (Part 1)"; the words are ours.
+CLAIMS = {
+    "lr-size": "Too small a learning rate slows optimisation down, too large a one overshoots.",
+    "lr-smoothness": "The standard analysis ties the right learning rate to the smoothness of the loss.",
+    "step-decay": "Figure 1: step decay drops the learning rate after given epochs.",
+    "oscillating": "Figure 1: cosine and triangular schedules oscillate, and yet they train networks well.",
+    "explr-trains": "Normalised networks train with a learning rate that is multiplied by 1 + a at every step.",
+    "explr-astronomical": "That learning rate soon reaches astronomical values.",
+    "explr-varies": "The growth may vary over the epochs.",
+    "explr-power": "Exponential schedules reach, as functions, every network that step-decay schedules reach.",
+    "norm-batch": "The result holds for batch normalisation.",
+    "norm-group": "The result holds for group normalisation.",
+    "norm-layer": "The result holds for layer normalisation.",
+    "norm-instance": "The result holds for instance normalisation.",
+    "effective-lr": "Weight decay together with normalisation acts as an increase of the (effective) learning rate.",
+    "equivalence": "Weight decay + constant rate + BN + momentum gives the networks of an exponential rate + BN + momentum.",
+    "decaying-exponent": "If the rate decays in steps, the exponent of its counterpart decays.",
+    "any-data": "The theorem makes no mention of the data set.",
+    "figure2-trajectory": "Figure 2: the trajectory is unchanged when weight decay is turned off and the rate grows.",
+    "figure2-1481": "Figure 2: the growth is 1.481 per iteration, as predicted from rate 0.1 and momentum 0.9.",
+    "figure2-norm": "Figure 2: the norm of the second residual block's first convolution grows exponentially.",
+    "figure2-ratio": "Figure 2: the squared weight norm divided by the learning rate is constant.",
+    "invariant-convnet": "Convnets with normalisation and a fixed output layer are scale-invariant.",
+    "invariant-resnet": "So are ResNets (and PreResNets).",
+    "invariant-densenet": "So are DenseNets.",
+    "head-fixed": "This needs the output layer, which is not normalised, to be fixed.",
+    "head-accuracy": "Fixing the output layer at random does not harm the final accuracy.",
+    "loss-invariant": "A scale-invariant network has a scale-invariant loss.",
+    "lemma1-orthogonal": "Lemma 1 (1): the gradient is perpendicular to the weights.",
+    "lemma1-inverse": "Lemma 1 (2): the gradient at c times the weights is 1/c times the gradient.",
+    "norm-monotone": "Without weight decay the norm of the weights never shrinks under SGD.",
+    "gd-rate": "Gradient descent at any fixed rate finds a gradient below epsilon within O(1/epsilon^2) steps.",
+    "theorem1": "Theorem 1: the equivalent rate is alpha^(-2t-1) times the initial one.",
+    "theorem1-root": "Theorem 1: alpha is a non-zero root of x^2 - (1 + gamma - lambda eta) x + gamma = 0.",
+    "theorem1-no-momentum": "Without momentum the equivalent rate is (1 - lambda eta)^(-2t-1) times the initial one.",
+    "decay-needed": "State-of-the-art accuracy needs the learning rate to be reduced a few times.",
+    "theorem2": "Theorem 2: TEXP generates the networks of step decay.",
+    "theorem2-phase": "Theorem 2: entering a phase, the growth becomes smaller and the rate is divided by C_I.",
+    "figure5": "Figure 5: step decay and TEXP have similar trajectories and performance.",
+    "wd-as-schedule": "The effect of weight decay can be realised exactly by a schedule of the learning rate.",
+}
+
+_VIEW = "explr"  # key of an output's metadata
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A measurement that bears on a claim of the source.
+
+    Attributes:
+        key: a key of CLAIMS.
+        quantity: what was measured, in words.
+        measured: the number.
+        bound: what it was held against, in words.
+        holds: the verdict.
+        caveat: a correction or a condition that the source does not state; "" if none.
+    """
+
+    key: str
+    quantity: str
+    measured: float
+    bound: str
+    holds: bool
+    caveat: str = ""
+
+    def __str__(self) -> str:
+        verdict = ("holds, with a caveat" if self.caveat else "holds") if self.holds else "FAILS"
+        text = f"[{self.key}] {verdict}: {self.quantity}, measured {self.measured:.4g} ({self.bound})"
+        return f"{text}. {self.caveat}" if self.caveat else text
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        return {"text/plain": str(self)}, {_VIEW: asdict(self)}
+
+
+def claim(
+    key: str,
+    quantity: str,
+    measured: float,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    equals: float | None = None,
+    within: float = 0.0,
+    caveat: str = "",
+) -> Claim:
+    """Hold a measured number against a claim of the source; show the result as the last value of a notebook's cell.
+
+    Args:
+        key: a key of CLAIMS.
+        quantity: what was measured, in words.
+        measured: the number; True and False count as 1 and 0.
+        at_most: the claim holds if the number is not above this ...
+        at_least: ... or not below this ...
+        equals: ... or this, up to ``within``. Give exactly one of the three.
+        within: tolerance of ``equals``, absolute.
+        caveat: a correction or condition that the source does not state.
+
+    Raises:
+        ExplrError: for an unknown key, or none or several bounds.
+
+    >>> claim("lemma1-orthogonal", "cosine of gradient and weights", 3e-17, at_most=1e-12).holds
+    True
+    """
+    if key not in CLAIMS:
+        raise ExplrError(f"claim {key!r} is unknown: use a key of explr.ledger.CLAIMS.")
+    value = float(measured)
+    if (at_most, at_least, equals).count(None) != 2:
+        raise ExplrError(f"claim {key!r} needs exactly one of at_most, at_least and equals.")
+    if at_most is not None:
+        return Claim(key, quantity, value, f"at most {at_most:g}", value <= at_most, caveat)
+    if at_least is not None:
+        return Claim(key, quantity, value, f"at least {at_least:g}", value >= at_least, caveat)
+    assert equals is not None
+    bound = f"{equals:g}" + (f" within {within:g}" if within else "")
+    return Claim(key, quantity, value, bound, abs(value - equals) <= within, caveat)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim of the source with everything that the chapters measured of it, each with the notebook and the cell."""
+
+    key: str
+    text: str
+    measurements: tuple[tuple[str, str, Claim], ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the measurements say together."""
+        if not self.measurements:
+            return "not measured"
+        if not all(measurement.holds for _, _, measurement in self.measurements):
+            return "FAILS"
+        return "holds, with a caveat" if any(m.caveat for _, _, m in self.measurements) else "holds"
+
+
+class Ledger(list[Entry]):
+    """The entries of the ledger, in the order of the source; shown as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(_row(entry) for entry in self)
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim of the source", "Measured", "Where", "Verdict"))
+        return f'<table class="explr-ledger"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+    def __str__(self) -> str:
+        return "\n".join(f"{entry.key}: {entry.verdict}" for entry in self)
+
+
+def ledger(folder: str | Path = ".") -> Ledger:
+    """Read the claims out of the outputs of all notebooks in ``folder``; claims without any are listed as not measured.
+
+    Raises:
+        ExplrError: if a notebook cannot be read, or claims something that is not in CLAIMS.
+    """
+    found: dict[str, list[tuple[str, str, Claim]]] = {key: [] for key in CLAIMS}
+    for path in sorted(Path(folder).glob("*.ipynb")):
+        try:
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            for cell in cells:
+                for output in cell.get("outputs", []):
+                    stored = output.get("metadata", {}).get(_VIEW)
+                    if stored is not None:
+                        measurement = Claim(**stored)
+                        found[measurement.key].append((path.stem, cell["id"], measurement))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ExplrError(
+                f"{path} has no claims that this version of explr can read ({error}): execute it again."
+            ) from error
+    return Ledger(Entry(key, text, tuple(found[key])) for key, text in CLAIMS.items())
+
+
+def _row(entry: Entry) -> str:
+    measured, where = [], []
+    for notebook, _, m in entry.measurements:
+        caveat = f" <em>{html.escape(m.caveat)}</em>" if m.caveat else ""
+        measured.append(f"<li>{html.escape(m.quantity)}: {m.measured:.4g} ({html.escape(m.bound)}).{caveat}</li>")
+        link = f'<a href="{notebook}.html">{html.escape(_title(notebook))}</a>'
+        if link not in where:
+            where.append(link)
+    return (
+        f'<tr><th scope="row">{html.escape(entry.text)}</th><td><ul>{"".join(measured)}</ul></td>'
+        f"<td>{', '.join(where)}</td><td>{entry.verdict}</td></tr>"
+    )
+
+
+def _title(notebook: str) -> str:
+    number = re.match(r"0*(\d+)-", notebook)
+    return f"Chapter {number[1]}" if number else notebook

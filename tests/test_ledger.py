@@ -1,0 +1,63 @@
+import json
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from explr import ExplrError
+from explr.ledger import CLAIMS, claim, ledger
+
+
+def notebook_with(folder, name, *claims):
+    cells = []
+    for made in claims:
+        data, metadata = made._repr_mimebundle_()
+        cells.append(v4.new_code_cell("…", outputs=[v4.new_output("execute_result", data, metadata=metadata)]))
+    nbformat.write(v4.new_notebook(cells=cells), folder / name)
+
+
+def test_verdict_follows_the_number():
+    assert claim("lr-size", "x", 1.0, at_most=1.0).holds and not claim("lr-size", "x", 1.1, at_most=1.0).holds
+    assert claim("lr-size", "x", True, at_least=1).holds and not claim("lr-size", "x", float("nan"), at_least=1).holds
+    assert claim("lr-size", "x", 1.4812, equals=1.481, within=5e-4).holds
+    assert not claim("lr-size", "x", 1.4822, equals=1.481, within=5e-4).holds
+
+
+def test_a_claim_says_what_was_measured_and_what_it_was_held_against():
+    assert str(claim("lr-size", "steps", 12.0, at_most=20)) == "[lr-size] holds: steps, measured 12 (at most 20)"
+    assert str(claim("lr-size", "steps", 30.0, at_most=20)) == "[lr-size] FAILS: steps, measured 30 (at most 20)"
+    assert "holds, with a caveat" in str(claim("lr-size", "steps", 12.0, at_most=20, caveat="On a quadratic."))
+
+
+def test_ledger_reads_verdicts_and_places_from_the_notebooks(tmp_path):
+    good, bad = claim("any-data", "error", 1e-12, at_most=1e-10), claim("any-data", "error", 1.0, at_most=1e-10)
+    notebook_with(tmp_path, "01-one.ipynb", good, claim("lr-size", "x", 1.0, at_most=2.0, caveat="<Only> here."))
+    notebook_with(tmp_path, "02-two.ipynb", bad)
+    entries = {entry.key: entry for entry in ledger(tmp_path)}
+    assert list(entries) == list(CLAIMS)
+    assert entries["any-data"].verdict == "FAILS"
+    assert [(where, m) for where, _, m in entries["any-data"].measurements] == [("01-one", good), ("02-two", bad)]
+    assert entries["lr-size"].verdict == "holds, with a caveat"
+    assert entries["theorem1"].verdict == "not measured"
+    shown = ledger(tmp_path)._repr_html_()
+    assert 'href="01-one.html"' in shown and "&lt;Only&gt; here." in shown and shown.count("<tr>") == len(CLAIMS) + 1
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda folder: claim("magic", "x", 1.0, at_most=1.0), "'magic'"),
+        (lambda folder: claim("lr-size", "x", 1.0), "exactly one"),
+        (lambda folder: claim("lr-size", "x", 1.0, at_most=1.0, at_least=0.0), "exactly one"),
+        (lambda folder: (folder / "x.ipynb").write_text("{") and ledger(folder), "x.ipynb"),
+        (lambda folder: (folder / "y.ipynb").write_text(stray()) and ledger(folder), "y.ipynb"),
+    ],
+)
+def test_bad_input_gets_one_error_that_restates_it(tmp_path, call, part):
+    with pytest.raises(ExplrError) as caught:
+        call(tmp_path)
+    assert part in str(caught.value)
+
+
+def stray():
+    return json.dumps({"cells": [{"id": "a", "outputs": [{"metadata": {"explr": {"key": "magic"}}}]}]})
