@@ -1,0 +1,208 @@
+"""How fast is a training step of PreResNet32 on CIFAR-10, against the loop that people write?
+
+    python -m benchmarks.training [--device cpu] [--steps 20] [--rounds 3]
+
+prints a table and writes a record to benchmarks/results/. In each round every variant takes the same number of steps of
+batch 128 in float32; the fastest round counts. The variants:
+
+  plain      torchvision's transforms on PIL images, a DataLoader with workers, an eager NCHW model, loss.item() at every step
+  eager      explr's step, launched operation by operation (on a CPU this is what explr.train runs)
+  captured   the whole step as one CUDA graph (on CUDA this is what explr.train runs)
+  compiled   the same with the network compiled by torch.compile
+  together   four captured arms side by side; time and images are those of all four
+
+The memory-traffic floor of a step (CUDA only) counts, for every convolution, in bytes of the activations: input read and
+output written going forward; output gradient read twice, input read and input gradient written going back; for every
+normalisation with its ReLU: input read twice and output written; then input and output gradient read twice and input gradient
+written. Divided by the bandwidth of a large copy on the same device, measured in the same run, it says how long the step would
+take if nothing but memory cost time and only what must be fused were fused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from explr.arms import Arm, CapturedArm
+from explr.data import Dataset, cifar10_or_synthetic, epoch_choices
+from explr.models import preresnet32
+from explr.records import RunConfig, provenance
+
+BATCH = 128
+Variant = Callable[[int], None]  # takes so many steps
+
+
+class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Does with every image what torchvision.datasets.CIFAR10 does: array to PIL image to transform."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.pixels = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.train_labels.tolist()
+        mean, std = ((value / 255).tolist() for value in data.channel_statistics)
+        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        self.transform = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+def plain(data: Dataset, device: torch.device) -> Variant:
+    """Return the loop that people write."""
+    workers = min(os.cpu_count() or 1, 8)
+    options = {"num_workers": workers, "persistent_workers": True, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(Images(data), batch_size=BATCH, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
+    model = preresnet32().to(device)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=5e-4)
+    batches = iter(loader)
+
+    def run(steps: int) -> None:
+        nonlocal batches
+        for _ in range(steps):
+            try:
+                images, labels = next(batches)
+            except StopIteration:
+                batches = iter(loader)
+                images, labels = next(batches)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def eager(data: Dataset, device: torch.device) -> Variant:
+    """Return explr's step without a graph."""
+    arm = Arm(RunConfig(batch_size=BATCH), data, 1_000_000)
+    choices = epoch_choices(len(data.train_labels), 0, 0).to(device)
+    step = 0
+
+    def run(steps: int) -> None:
+        nonlocal step
+        for _ in range(steps):
+            begin = step * BATCH % (len(data.train_labels) - BATCH)
+            arm.step(step, choices[begin : begin + BATCH])
+            step += 1
+
+    return run
+
+
+def captured(data: Dataset, *, arms: int = 1, compiled: bool = False) -> Variant:
+    """Return explr's step as a CUDA graph; an epoch is cut to the number of steps that is asked for."""
+    made: dict[int, list[CapturedArm]] = {}
+
+    def run(steps: int) -> None:
+        if steps not in made:
+            part = data.subset(steps * BATCH, 100)
+            made[steps] = [
+                CapturedArm(RunConfig(batch_size=BATCH, seed=seed), part, steps, compiled=compiled) for seed in range(arms)
+            ]
+        for arm in made[steps]:
+            arm.run_epoch(0)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def traffic(device: torch.device) -> float:
+    """Return the bytes that a step must move, counted as the head of this file says."""
+    total = 0.0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        before, after = inputs[0].nbytes, output.nbytes
+        total += (before + after) + (2 * after + 2 * before) if isinstance(layer, nn.Conv2d) else 3 * before + 5 * before
+
+    model = preresnet32().to(device)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            layer.register_forward_hook(count)
+    model(torch.randn(BATCH, 3, 32, 32, device=device))
+    return total
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return bytes per second of a large copy: read and written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = math.inf
+    for _ in range(10):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize()
+        seconds = min(seconds, time.perf_counter() - start)
+    return 2 * source.nbytes / seconds
+
+
+def main() -> None:
+    """Measure, print the table, write the record."""
+    parser = argparse.ArgumentParser(description="Time training steps of PreResNet32.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, help="steps a round (default: 20 on a CPU, 390 on CUDA)")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    cuda = device.type == "cuda"
+    steps = options.steps or (390 if cuda else 20)
+    images = cifar10_or_synthetic()
+    data = images.to(device)
+    variants: dict[str, tuple[int, Variant]] = {"plain": (1, plain(images, device)), "eager": (1, eager(data, device))}
+    if cuda:
+        torch.backends.cudnn.benchmark = True
+        variants["captured"] = 1, captured(data)
+        variants["compiled"] = 1, captured(data, compiled=True)
+        variants["together"] = 4, captured(data, arms=4)
+    seconds = dict.fromkeys(variants, math.inf)
+    memory = dict.fromkeys(variants, 0)
+    for round_number in range(options.rounds + 1):  # the first only warms up
+        for name, (_, run) in variants.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run(steps if round_number or cuda else 2)
+            if cuda:
+                torch.cuda.synchronize()
+                memory[name] = torch.cuda.max_memory_allocated()
+            if round_number:
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    floor = traffic(device) / bandwidth(device) if cuda else None
+    rows = []
+    for name, (arms, _) in variants.items():
+        each = seconds[name] / steps
+        row: dict[str, Any] = {"variant": name, "ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
+        row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH
+        if floor is not None:
+            row |= {"floor_share": arms * floor / each, "peak_memory_gib": memory[name] / 2**30}
+        rows.append(row)
+    print(f"{'variant':10} {'ms/step':>9} {'images/s':>9} {'ratio':>7}" + (f" {'floor':>6} {'GiB':>6}" if cuda else ""))
+    for row in rows:
+        extra = f" {row['floor_share']:6.2f} {row['peak_memory_gib']:6.2f}" if cuda else ""
+        print(f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f} {row['ratio_to_plain']:7.2f}{extra}")
+    origin = provenance(images, device, sum(seconds.values()))
+    path = Path(__file__).parent / "results" / f"training-{device.type}.json"
+    path.write_text(json.dumps({"rows": rows, "batch": BATCH, "steps": steps, "provenance": origin}, indent=1) + "\n")
+    print(f"written to {path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
