@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="the experiment (see below)")
     sub.add_argument("--missing", action="store_true", help="in place of NAME: every record that the book lacks")
     sub.add_argument("--epochs", type=int, help="length of a run (default: 200, as in the source); milestones move with it")
+    sub.add_argument("--small", action="store_true", help="a smaller network on a fifth of the images, for a CPU")
+    sub.add_argument("--together", type=int, help="number of runs that share the device (default: 4 on a GPU, 1 on a CPU)")
     sub.add_argument("--seeds", type=int, help="number of seeds (default: as many as the book uses)")
     sub.add_argument("--device", help="where to train, as torch names it (default: cuda if there is one, else cpu)")
     sub.add_argument(
@@ -151,7 +153,9 @@ def _run(parsed: argparse.Namespace) -> None:
             images,
             seeds=parsed.seeds,
             epochs=experiments.EPOCHS if parsed.epochs is None else parsed.epochs,
+            small=parsed.small,
             device=parsed.device,
+            together=parsed.together,
             results=parsed.results,
         ):
             accuracy, loss = run.history["test_accuracy"][-1], run.history["train_loss"][-1]

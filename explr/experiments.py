@@ -17,9 +17,10 @@ from explr.data import Dataset
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
 from explr.records import Regime, Run, RunConfig
-from explr.training import train
+from explr.training import train_together
 
 EPOCHS = 200
+MINIATURE_EPOCHS = 16
 Arms = dict[str, RunConfig]
 
 
@@ -110,28 +111,52 @@ def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
     return [(arm, seed) for seed in range(seeds or experiment.seeds) for arm in arms]
 
 
-def record_folder(name: str, *, epochs: int = EPOCHS, stand_in: bool = False, results: Path | None = None) -> Path:
+def record_folder(
+    name: str, *, epochs: int = EPOCHS, small: bool = False, stand_in: bool = False, results: Path | None = None
+) -> Path:
     """Return where the records of an experiment lie.
 
-    >>> record_folder("figure5", epochs=16).name
-    'figure5-16-epochs'
+    >>> record_folder("figure5", epochs=16, small=True).name
+    'figure5-16-epochs-small'
     """
-    parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["stand-in"] * stand_in
+    parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["small"] * small + ["stand-in"] * stand_in
     return (results or results_folder()) / "-".join(parts)
 
 
-def load(name: str, *, epochs: int = EPOCHS, stand_in: bool = False, results: Path | None = None) -> dict[str, list[Run]]:
+def load(
+    name: str, *, epochs: int = EPOCHS, small: bool = False, stand_in: bool = False, results: Path | None = None
+) -> dict[str, list[Run]]:
     """Return the records of an experiment that exist: arm -> runs, one a seed. Empty if none has been made yet.
 
     >>> load("figure5", epochs=7)
     {}
     """
-    folder = record_folder(name, epochs=epochs, stand_in=stand_in, results=results)
+    folder = record_folder(name, epochs=epochs, small=small, stand_in=stand_in, results=results)
     runs: dict[str, list[Run]] = {}
     for arm in _experiment(name).arms(EPOCHS, 1):
         for path in sorted(folder.glob(f"{arm}-seed*.json")):
             runs.setdefault(arm, []).append(Run.load(path))
     return runs
+
+
+def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
+    """Return the records of an experiment at full scale, or the miniature while there are none, and what they are in words.
+
+    The dictionary is empty if there is neither; the words then say how to make the records.
+    """
+    full = f"explr run {name}"
+    small = f"explr run {name} --epochs {MINIATURE_EPOCHS} --small"
+    for runs, scale, command in (
+        (load(name, results=results), "full scale", full),
+        (load(name, epochs=MINIATURE_EPOCHS, small=True, results=results), "a miniature, no full-scale record yet", small),
+    ):
+        if runs:
+            first = next(iter(runs.values()))[0]
+            seeds = max(len(side) for side in runs.values())
+            network = f"{first.config.model}{first.config.model_args or ''}"
+            where = f"{first.provenance['data']}, {first.provenance['device']}"
+            return runs, f"{scale}: {network}, {first.config.epochs} epochs, {seeds} seeds, {where}; made by `{command}`"
+    return {}, f"no record yet; `{full}` makes it on a GPU, `{small}` a miniature on a CPU"
 
 
 def run_experiment(
@@ -140,7 +165,9 @@ def run_experiment(
     *,
     seeds: int | None = None,
     epochs: int = EPOCHS,
+    small: bool = False,
     device: str | torch.device | None = None,
+    together: int | None = None,
     results: Path | None = None,
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
@@ -150,30 +177,59 @@ def run_experiment(
         data: the images.
         seeds: how many seeds, from 0; by default as many as the book uses.
         epochs: length of a run; other than 200 makes a miniature of its own.
+        small: a smaller network on fewer of the images, for a CPU.
         device: where to train; by default a GPU if there is one.
+        together: how many runs share the device; by default 4 on a GPU and 1 on a CPU.
         results: folder of the records.
 
     Raises:
         ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data.
     """
     experiment = _experiment(name)
-    if epochs < 1 or (seeds is not None and seeds < 1):
-        raise ExplrError(f"epochs={epochs} and seeds={seeds} must be at least 1.")
-    folder = record_folder(name, epochs=epochs, stand_in=not data.name.startswith("CIFAR-10"), results=results)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    together = together or (4 if device.type == "cuda" else 1)
+    if epochs < 1 or together < 1 or (seeds is not None and seeds < 1):
+        raise ExplrError(f"epochs={epochs}, seeds={seeds} and together={together} must be at least 1.")
+    stand_in = not data.name.startswith("CIFAR-10")
+    folder = record_folder(name, epochs=epochs, small=small, stand_in=stand_in, results=results)
+    if small:
+        data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
+    waiting: list[tuple[str, int, RunConfig, Path]] = []
     for arm, seed in run_names(name, seeds=seeds):
         path = folder / f"{arm}-seed{seed}.json"
         config = replace(arms[arm], seed=seed)
+        if small:
+            config = replace(config, model="preresnet", model_args={"depth": 14, "width": 8, **config.model_args})
         if path.exists():
-            run = Run.load(path)
-            if (run.config, run.provenance["data"]) != (config, data.name):
-                raise ExplrError(
-                    f"{path} is the record of another run, on {run.provenance['data']}: move it away to make this one."
-                )
-        else:
-            run = train(config, data, device=device, checkpoint=path.with_suffix(".checkpoint"))
-            run.save(path)
+            yield arm, seed, _load_same(path, config, data)
+            continue
+        waiting.append((arm, seed, config, path))
+        if len(waiting) == together:
+            yield from _make(waiting, data, device)
+            waiting = []
+    yield from _make(waiting, data, device)
+
+
+def _make(
+    waiting: list[tuple[str, int, RunConfig, Path]], data: Dataset, device: torch.device
+) -> Iterator[tuple[str, int, Run]]:
+    if not waiting:
+        return
+    configs, paths = [config for _, _, config, _ in waiting], [path for _, _, _, path in waiting]
+    checkpoints = [path.with_suffix(".checkpoint") for path in paths]
+    for (arm, seed, _, path), run in zip(
+        waiting, train_together(configs, data, device=device, checkpoints=checkpoints), strict=True
+    ):
+        run.save(path)
         yield arm, seed, run
+
+
+def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
+    run = Run.load(path)
+    if (run.config, run.provenance["data"]) != (config, data.name):
+        raise ExplrError(f"{path} is the record of another run, on {run.provenance['data']}: move it away to make this one.")
+    return run
 
 
 def _experiment(name: str) -> Experiment:

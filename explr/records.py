@@ -132,13 +132,20 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
         "data": data.name,
         "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "together": together,
     }
+
+
+def _command() -> str | None:
+    """Return the explr command that is running; None in a notebook or somebody else's program."""
+    program = Path(sys.argv[0])
+    ours = program.name == "explr" or program == Path(__file__).with_name("__main__.py")
+    return " ".join(["explr", *sys.argv[1:]]) if ours else None
 
 
 def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:

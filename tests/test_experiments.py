@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from explr import ExplrError, train
+from explr import ExplrError
 from explr.__main__ import main
 from explr.data import synthetic
-from explr.experiments import EXPERIMENTS, load, record_folder, run_experiment, run_names
+from explr.experiments import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
+from explr.training import train_together
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,11 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
     (folder / "constant-decay-seed0.json").unlink()
     trained = []
 
-    def watched(config, *args, **options):
-        trained.append(config)
-        return train(config, *args, **options)
+    def watched(configs, *args, **options):
+        trained.extend(configs)
+        return train_together(configs, *args, **options)
 
-    monkeypatch.setattr("explr.experiments.train", watched)
+    monkeypatch.setattr("explr.experiments.train_together", watched)
     second = list(run_experiment("figure2", data, **options))
     assert [config.regime for config in trained] == ["weight_decay"]
     assert [run.history for _, _, run in second] == [run.history for _, _, run in first]
@@ -82,6 +83,35 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
 def test_stand_ins_and_miniatures_never_lie_where_full_records_do():
     names = {record_folder("figure5", epochs=e, stand_in=s).name for e in (200, 16) for s in (False, True)}
     assert names == {"figure5", "figure5-16-epochs", "figure5-stand-in", "figure5-16-epochs-stand-in"}
+
+
+def test_runs_that_share_the_device_are_the_same_runs(small, data, tmp_path):
+    options = {"seeds": 2, "epochs": 1, "device": "cpu"}
+    alone = list(run_experiment("figure2", data, **options, results=tmp_path / "alone"))
+    shared = list(run_experiment("figure2", data, **options, results=tmp_path / "shared", together=3))
+    assert [(arm, seed, run.history) for arm, seed, run in shared] == [(arm, seed, run.history) for arm, seed, run in alone]
+
+
+def test_small_runs_have_a_smaller_network_fewer_images_and_a_folder_of_their_own(tmp_path):
+    images = synthetic(train=10_040, test=2_010)
+    runs = run_experiment("head", images, seeds=1, epochs=1, small=True, device="cpu", results=tmp_path)
+    arm, _, run = next(runs)
+    assert run.config.model_args == {"depth": 14, "width": 8} and arm == "frozen"
+    assert run.provenance["data"] == "synthetic gratings, 10000 training and 2000 test images"
+    assert record_folder("head", epochs=1, small=True, stand_in=True, results=tmp_path).is_dir()
+
+
+def test_best_records_prefer_full_scale_and_say_what_they_are(small, tmp_path):
+    runs, words = best_records("figure2", tmp_path)
+    assert runs == {} and "explr run figure2 --epochs 16 --small" in words
+    (run,) = [
+        run for _, _, run in run_experiment("head", synthetic(40, 20), seeds=1, epochs=1, device="cpu", results=tmp_path)
+    ][:1]
+    run.save(record_folder("figure2", epochs=16, small=True, results=tmp_path) / "constant-decay-seed0.json")
+    runs, words = best_records("figure2", tmp_path)
+    assert runs == {"constant-decay": [run]} and words.startswith("a miniature, no full-scale record yet: preresnet")
+    run.save(record_folder("figure2", results=tmp_path) / "constant-decay-seed0.json")
+    assert best_records("figure2", tmp_path)[1].startswith("full scale: preresnet")
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
