@@ -3,7 +3,8 @@
 from explr import data, models, schedules
 from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
 from explr.errors import ExplrError
-from explr.invariance import InvarianceReport, Lemma1Report, lemma1, scale_invariance
+from explr.invariance import InvarianceReport, scale_invariance
+from explr.lemma import Lemma1Report, lemma1
 from explr.optim import ExpLR, rescale
 from explr.records import Run, RunConfig
 from explr.training import train

@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from explr import ExplrError, models
-from explr.invariance import lemma1, scale_invariance
+from explr.invariance import scale_invariance
+from explr.lemma import lemma1
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 

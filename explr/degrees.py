@@ -1,0 +1,162 @@
+"""Degrees of homogeneity: how a tensor grows with the parameters, and the conditions under which it does.
+
+One c for all parameters would answer yes or no. Here every parameter p has its own factor exp(d_p), so the degree of a tensor
+is a vector v, one number per parameter, and the tensor grows by exp(v·d). Wherever an operation is homogeneous only under a
+condition (two terms of a sum must grow alike, the input of a GELU must not grow at all), the condition is linear in d and is
+collected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from explr.nodes import storage_key
+
+Vector = Mapping[str, Fraction]  # parameter name → degree; a name that is missing has degree 0
+CONSTANT: Vector = {}
+
+
+def combine(a: Vector | None, b: Vector | None, times: Fraction = Fraction(1)) -> Vector | None:
+    """Return a + times * b, the degree of a product; 0 times anything is 0."""
+    if a is None or b is None:
+        return None
+    total = {name: a.get(name, Fraction(0)) + times * b.get(name, Fraction(0)) for name in {**a, **b}}
+    return {name: degree for name, degree in total.items() if degree}
+
+
+def total_degree(vector: Vector, names: set[str] | None = None) -> Fraction:
+    """Return the degree when the named parameters scale together; by default all."""
+    return sum((degree for name, degree in vector.items() if names is None or name in names), Fraction(0))
+
+
+def degree_of_constant(value: Tensor | complex) -> Degree:
+    """Return the degree of a constant: none of its own, unless all its entries are 0 or infinite."""
+    if isinstance(value, Tensor):
+        fixed = value.numel() > 0 and bool(((value == 0) | torch.isinf(value)).all()) if not value.is_meta else False
+        return None if fixed and value.dtype != torch.bool else CONSTANT
+    return None if value == 0 or (isinstance(value, float) and math.isinf(value)) else CONSTANT
+
+
+def in_words(degree: Degree) -> str:
+    """Return the degree for a table, when all parameters scale together."""
+    if isinstance(degree, Parts):
+        return " | ".join(dict.fromkeys(in_words(part) for _, part in degree.parts))
+    if isinstance(degree, Shifted):
+        return f"{in_words(degree.degree)} + {in_words(degree.shift)}"
+    return "any" if degree is None else str(total_degree(degree))
+
+
+def distinct_vectors(degrees: Iterable[Degree]) -> tuple[Vector, ...]:
+    """Return the distinct degrees in which something scales; a constant 0 goes with any other."""
+    distinct: dict[frozenset[tuple[str, Fraction]], None] = {}
+    for degree in degrees:
+        parts: list[Vector | None]
+        if isinstance(degree, Parts):
+            parts = [part for _, part in degree.parts]
+        else:
+            parts = [degree.degree, degree.shift] if isinstance(degree, Shifted) else [degree]
+        distinct |= dict.fromkeys(frozenset(part.items()) for part in parts if part is not None)
+    return tuple(dict(items) for items in distinct) or (CONSTANT,)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tensor concatenated of parts that differ in degree.
+
+    A norm that works channel by channel accepts it; any other operation asks that the parts agree.
+    """
+
+    axis: int
+    parts: tuple[tuple[int, Vector | None], ...]
+    node: fx.Node = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A tensor plus one number per channel, a bias, of another degree.
+
+    A norm with statistics per channel takes the bias away again; any other operation asks that the two agree.
+    """
+
+    axis: int
+    degree: Vector | None
+    shift: Vector | None
+    node: fx.Node = field(compare=False)
+
+
+# None is the degree of a constant whose entries are 0 or infinite: scaling does nothing to it, so it goes with any degree.
+Degree = Vector | Parts | Shifted | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """vector · d must be 0; where it comes from, and what to say if it is not."""
+
+    vector: Vector
+    kind: str
+    node: fx.Node
+    met: tuple[Vector, ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Eps:
+    """A constant that counts as an eps, and the node of what it is added to."""
+
+    node: fx.Node
+    operand: fx.Node
+    vector: Vector
+    eps: float
+
+
+class Findings:
+    """Degrees of the tensors of a graph, the conditions under which they hold, and what else is found on the way.
+
+    Degrees belong to storages, not to nodes, so that what is written through a view is seen by the tensor under it.
+    """
+
+    def __init__(self) -> None:
+        self.storages: dict[int, Degree] = {}
+        self.conditions: list[Condition] = []
+        self.eps: list[Eps] = []
+        self.norms: list[tuple[fx.Node, Degree]] = []  # norms, and the degrees of their inputs
+        self.affine: set[str] = set()  # parameters of norms
+
+    def degree(self, arg: Any) -> Degree:
+        """Return the degree of an argument of a node: a tensor's, or a number's."""
+        if isinstance(arg, fx.Node):
+            value = arg.meta.get("val")
+            return self.storages.get(storage_key(value), CONSTANT) if isinstance(value, Tensor) else CONSTANT
+        return degree_of_constant(arg) if isinstance(arg, int | float | complex) else CONSTANT
+
+    def agree(self, node: fx.Node, degrees: Iterable[Degree], remedy: str = "") -> Vector | None:
+        """Return the common degree, on the condition that all are equal."""
+        vectors = [vector for vector in map(self._one, degrees) if vector is not None]
+        for vector in vectors[1:]:
+            difference = combine(vectors[0], vector, Fraction(-1))
+            self.require(difference, "unequal degrees", node, remedy, (vectors[0], vector))
+        return vectors[0] if vectors else None
+
+    def require(
+        self, vector: Vector | None, kind: str, node: fx.Node, remedy: str, met: tuple[Vector, ...] | None = None
+    ) -> None:
+        """Collect the condition vector · d = 0."""
+        if vector:
+            condition = Condition(vector, kind, node, met if met is not None else (vector,), remedy)
+            if not any(c.node is node and c.vector == vector for c in self.conditions[-200:]):
+                self.conditions.append(condition)
+
+    def _one(self, degree: Degree) -> Vector | None:
+        """Return the one degree of a tensor; if its parts differ, the operation that put them together is at fault."""
+        if isinstance(degree, Parts):
+            return self.agree(degree.node, [vector for _, vector in degree.parts])
+        if isinstance(degree, Shifted):
+            return self.agree(degree.node, [degree.degree, degree.shift])
+        return degree

@@ -1,0 +1,123 @@
+"""Reading the graph that :func:`torch.export.export` makes: what a node calls, on which tensors, from which line."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # regions under no_grad or autocast, graphs of their own
+# Norms with statistics per channel.
+PER_CHANNEL = (
+    "batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
+    "_batch_norm_with_update", "_batch_norm_with_update_functional", "cudnn_batch_norm", "miopen_batch_norm",
+)  # fmt: skip
+
+
+def lifted_tensors(program: ExportedProgram) -> dict[str, str]:
+    """Return placeholder → name in the model, for the parameters, buffers and constants that a graph takes as inputs."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **getattr(signature, "inputs_to_lifted_tensor_constants", {}),
+    }
+
+
+def lookup(program: ExportedProgram, name: str) -> Tensor | None:
+    """Return the tensor that a placeholder stands for, given its name in the model."""
+    value = program.state_dict.get(name, program.constants.get(name))
+    return value if isinstance(value, Tensor) else None
+
+
+def attribute(module: fx.GraphModule, path: Any) -> Any:
+    """Return what a get_attr node gets."""
+    value: Any = module
+    for name in str(path).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a call of an ATen operation by name, with its defaults."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    schema = node.target._schema.arguments
+    arguments = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return arguments | dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+
+
+def nodes_in(tree: Any) -> list[fx.Node]:
+    """Return the nodes among arguments, however deep."""
+    found: list[fx.Node] = []
+    fx.map_arg(tree, found.append)
+    return found
+
+
+def tensors_of(node: fx.Node) -> list[Tensor]:
+    """Return the (fake) tensors that a node gives."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, list | tuple) else [value]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identify a storage; the graph keeps its (fake) tensors alive, so no two share a key by chance."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def storage_of(node: fx.Node) -> int:
+    """Identify the storage of a node's tensor."""
+    return storage_key(node.meta["val"])
+
+
+def covers_storage(tensor: Tensor) -> bool:
+    """Tell whether a tensor covers its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes() and 0 not in tensor.stride()
+
+
+def written_storages(module: fx.GraphModule) -> set[int]:
+    """Return the storages that some operation writes into."""
+    found = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(inner := attribute(module, node.target), fx.GraphModule):
+            found |= written_storages(inner)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            found |= {storage_key(tensor) for tensor in tensors_of(node)}
+    return found
+
+
+def operation_name(node: fx.Node) -> str:
+    """Name an ATen operation without its overload, and without the underscore of its in-place variant."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return str(node.name if node.op != "call_function" else getattr(node.target, "__name__", node.target))
+    namespace, name = node.target._schema.name.split("::")
+    name = name.removesuffix("_") if node.target._schema.is_mutable else name
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that makes a call."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def norm_name(node: fx.Node, model: nn.Module) -> str:
+    """Name a norm by its module; one that is called as a function, by the module that calls it and by its node."""
+    path = module_path(node)
+    return path if hasattr(model.get_submodule(path), "eps") else f"{path}:{node.name}".lstrip(":")
+
+
+def source_line(node: fx.Node) -> str:
+    """Return the innermost line of the trace that is not torch's own."""
+    torch_folder = os.path.dirname(torch.__file__)
+    frames = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    for file, number, text in reversed(frames):
+        if not file.startswith(torch_folder):
+            name = "cell" if "ipykernel" in file else os.path.basename(file)  # a cell's file has another name in every session
+            return f"{name}:{number}: {text.strip()}"
+    return ""
