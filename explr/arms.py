@@ -8,6 +8,7 @@ that they have under weight decay.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,14 +47,15 @@ class Arm:
         self.config, self.data = config, data
         self.device, self.dtype = data.train_labels.device, _DTYPES[config.precision]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed the GPUs' generators as well
             classes = int(data.train_labels.max()) + 1
             model = call_by_name(models, config.model, {"num_classes": classes, **config.model_args})
         self.model: nn.Module = model.to(self.device, self.dtype, memory_format=torch.channels_last)
         self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if config.one_ulp:
-            for parameter in self.trainable.values():
-                parameter.data = torch.nextafter(parameter.data, torch.full_like(parameter, torch.inf))
+            with torch.no_grad():
+                for parameter in self.trainable.values():
+                    parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
         self.learning_rates = config.learning_rates(steps)
         self.optimizer = self._make_optimizer()
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
@@ -74,7 +76,7 @@ class Arm:
     def step(self, step: int, batch: Choices) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step of SGD; return the mean loss and the logits from before it, and the labels."""
         self.optimizer.param_groups[0]["lr"] = float(self._rates(slice(step, step + 1))[0])
-        with _tf32(self.config.precision == "tf32"):
+        with _convolutions(self.config.precision):
             return self._step(batch)
 
     def epoch_results(self, epoch: int) -> dict[str, float]:
@@ -93,6 +95,10 @@ class Arm:
         sizes = torch.full((self.steps_per_epoch,), self.config.batch_size, dtype=torch.float64)
         sizes[-1] = count - (self.steps_per_epoch - 1) * self.config.batch_size
         test_loss, test_accuracy = self.evaluate()
+        if not math.isfinite(test_loss):
+            raise ExplrError(
+                f"the test loss after epoch {epoch + 1} is {test_loss}: the run has diverged. Lower the learning rate."
+            )
         return {
             "train_loss": float(losses @ sizes) / count,
             "train_accuracy": int(self._right) / count,
@@ -118,7 +124,7 @@ class Arm:
         """Return the mean loss and the accuracy on the test images, in evaluation mode."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.model.eval()
-        with _tf32(self.config.precision == "tf32"):
+        with _convolutions(self.config.precision):
             for images, labels in self.data.test_batches(batch_size, self.dtype):
                 logits = self._logits(images)
                 right = (logits.argmax(1) == labels).sum()
@@ -198,7 +204,7 @@ class CapturedArm(Arm):
             raise ExplrError("precision='float64' cannot be captured: torch's fused SGD reads its learning rate as float32.")
         self._lr = torch.zeros((), device=data.train_labels.device)
         super().__init__(config, data, steps)
-        self._network = torch.compile(self.model) if compiled else self.model
+        self._network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self._stream = torch.cuda.Stream(self.device)
         self._index = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._epoch_rates = torch.zeros(self.steps_per_epoch, device=self.device)
@@ -209,6 +215,7 @@ class CapturedArm(Arm):
 
     def run_epoch(self, epoch: int, after_step: Callable[[], Any] = lambda: None) -> None:
         """Launch one epoch and return at once; :meth:`epoch_results` waits for it."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))  # where a checkpoint may have just been loaded
         with torch.cuda.stream(self._stream):
             self._begin(epoch)
             first = epoch * self.steps_per_epoch
@@ -219,6 +226,10 @@ class CapturedArm(Arm):
             for size in self._sizes:
                 self._graphs[size].replay()
                 after_step()
+
+    def step(self, step: int, batch: Choices) -> tuple[Tensor, Tensor, Tensor]:
+        """Refuse: the steps of this arm are in its graphs."""
+        raise ExplrError("a captured arm takes whole epochs: call run_epoch, or use an Arm.")
 
     def epoch_results(self, epoch: int) -> dict[str, float]:
         """Wait for the epoch to end and return the row that it adds to ``Run.history``."""
@@ -255,7 +266,8 @@ class CapturedArm(Arm):
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with _tf32(self.config.precision == "tf32"):
+        gc.collect()  # what is freed in the middle of a capture would invalidate it
+        with torch.cuda.device(self.device), _convolutions(self.config.precision, benchmark=True):
             for size in sorted(set(self._sizes), reverse=True):
                 with torch.cuda.stream(self._stream):
                     for _ in range(3):  # momentum buffers, workspaces and compiled kernels must be there before a capture
@@ -269,17 +281,13 @@ class CapturedArm(Arm):
                     self._device_step(size)
         torch.cuda.synchronize(self.device)
         self.model.load_state_dict(before)
-        for state in self.optimizer.state.values():
-            state["momentum_buffer"].zero_()  # as good as none: torch starts the buffer with the first gradient
+        for buffer in self.momentum().values():
+            buffer.zero_()  # as good as none: torch starts the buffer with the first gradient
         return graphs
 
 
 @contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Set what torch's convolutions and matrix products may do on CUDA; the default differs between the two."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
+def _convolutions(precision: str, *, benchmark: bool = False) -> Iterator[None]:
+    """Say what cuDNN may do: use TF32 only where the precision says so, and look for the fastest kernels on request."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=precision == "tf32"):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

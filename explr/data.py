@@ -29,6 +29,10 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 _PAD = 4
 
 
+class NoDataError(ExplrError):
+    """There is no data set where one was looked for, and none could be fetched."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images, and what was read to get them.
@@ -48,7 +52,9 @@ class Dataset:
     name: str
 
     def to(self, device: str | torch.device) -> Dataset:
-        """Return the same data on another device."""
+        """Return the same data on another device; itself, with all that it has computed, if it is there already."""
+        if self.train_labels.to(device) is self.train_labels:
+            return self
         return Dataset(
             self.train_images.to(device),
             self.train_labels.to(device),
@@ -211,7 +217,7 @@ def synthetic(train: int = 5000, test: int = 1000, *, seed: int = 0, device: str
 
 
 def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = None, test: int | None = None) -> Dataset:
-    """Return CIFAR-10, or the stand-in where CIFAR-10 can neither be found nor fetched; then it prints why.
+    """Return CIFAR-10, or the stand-in where no folder was named and CIFAR-10 cannot be fetched; then it prints why.
 
     The ``name`` of what it returns says which of the two it is.
 
@@ -221,13 +227,16 @@ def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = 
         test: how many test images; by default all there are.
 
     Raises:
-        ExplrError: if CIFAR-10 has fewer images than that.
+        ExplrError: if CIFAR-10 has fewer images than that, is damaged, or is not in the folder that ``root`` or EXPLR_DATA
+            names.
     """
     try:
         images = cifar10(root)
-    except ExplrError as error:
+    except NoDataError as error:
+        if root or os.environ.get("EXPLR_DATA"):
+            raise
         print(f"Using synthetic images, because {error}")
-        images = synthetic(max(train or 0, 5000), max(test or 0, 1000))
+        return synthetic(train or 5000, test or 1000)  # a subset would miss classes: its labels take turns
     if train is None and test is None:
         return images
     return images.subset(train or len(images.train_labels), test or len(images.test_labels))
@@ -249,7 +258,7 @@ def _read_torchvision(folder: Path, download: bool) -> Dataset:
     try:
         splits = [CIFAR10(folder, train=train, download=download and not batches.is_dir()) for train in (True, False)]
     except (OSError, RuntimeError) as error:
-        raise ExplrError(
+        raise NoDataError(
             f"there is no CIFAR-10 in {folder}, and it could not be downloaded ({error}). Put it there, point the environment "
             "variable EXPLR_DATA at a folder that has it, or use explr.data.synthetic()."
         ) from error

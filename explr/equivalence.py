@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -186,7 +187,7 @@ def texp(phase_lrs: Rates, phase_steps: Sequence[int], weight_decay: float, mome
     steps = np.asarray(phase_steps)
     if steps.shape != eta.shape or steps.dtype.kind not in "iu" or (steps < 1).any():
         raise ExplrError(
-            f"phase_steps={list(phase_steps)} must hold one whole number of steps >= 1 for each of the {len(eta)} phase_lrs."
+            f"phase_steps={phase_steps} must hold one whole number of steps >= 1 for each of the {len(eta)} phase_lrs."
         )
     shares = [_steady_share(lr, weight_decay, momentum) for lr in eta.tolist()]
     return _schedule(np.repeat(eta, steps), np.repeat(shares, steps))
@@ -229,8 +230,8 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
     >>> round(growth_rate(0.1, 5e-4, momentum=0.9, steps=391), 12)
     1.481233356287
     """
-    if steps < 0:
-        raise ExplrError(f"steps={steps} must not be negative.")
+    if not 0 <= steps < math.inf:
+        raise ExplrError(f"steps={steps} must be finite and not negative.")
     log_growth = -2.0 * steps * math.log1p(-_steady_share(lr, weight_decay, momentum))
     try:
         return math.exp(log_growth)
@@ -255,6 +256,7 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
     >>> round(weight_decay_for(growth_rate(0.1, 5e-4, 0.9), lr=0.1, momentum=0.9), 12)
     0.0005
     """
+    growth, lr, momentum = _float("growth", growth), _float("lr", lr), _float("momentum", momentum)
     _check_lr(lr)
     _check_momentum(momentum)
     if not 1.0 <= growth < math.inf:
@@ -270,6 +272,7 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
 
 def _steady_share(lr: float, weight_decay: float, momentum: float) -> float:
     """Return x = 1 - α, the fixed point of advance; written without cancellation, so that 1 - x loses nothing."""
+    lr, weight_decay, momentum = _float("lr", lr), _float("weight_decay", weight_decay), _float("momentum", momentum)
     _check_lr(lr)
     _check_weight_decay(weight_decay)
     _check_momentum(momentum)
@@ -304,14 +307,33 @@ def _schedule(eta: FloatArray, shares: npt.ArrayLike) -> ExpSchedule:
 
 
 def _rates(name: str, values: Rates) -> FloatArray:
-    array = np.asarray(values, dtype=np.float64)
+    array = _floats(name, values)
     if array.ndim != 1 or array.size == 0:
         raise ExplrError(f"{name} must be a sequence of at least one number, one per step; got shape {array.shape}.")
     return array
 
 
+def _floats(name: str, values: Any) -> FloatArray:
+    """Return numbers in whatever form, torch tensors and iterators among them, as a float64 array."""
+    try:
+        if hasattr(values, "detach"):  # a tensor of any dtype and device, without importing torch
+            values = values.detach().cpu().double().numpy()
+        elif hasattr(values, "__next__"):
+            values = list(values)
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ExplrError(f"{name}={values!r} must be numbers.") from None
+
+
+def _float(name: str, value: Any) -> float:
+    array = _floats(name, value)
+    if array.size != 1:
+        raise ExplrError(f"{name} must be one number; got shape {array.shape}.")
+    return float(array.reshape(()))
+
+
 def _per_step(name: str, value: float | Rates, steps: int) -> FloatArray:
-    array = np.asarray(value, dtype=np.float64)
+    array = _floats(name, value)
     if array.ndim == 0:
         return np.full(steps, float(array))
     if array.shape != (steps,):

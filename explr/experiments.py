@@ -17,7 +17,7 @@ from explr.data import Dataset
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
 from explr.records import Regime, Run, RunConfig
-from explr.training import train_together
+from explr.training import pick_device, train_together
 
 EPOCHS = 200
 MINIATURE_EPOCHS = 16
@@ -186,7 +186,7 @@ def run_experiment(
         ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data.
     """
     experiment = _experiment(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device)
     together = together or (4 if device.type == "cuda" else 1)
     if epochs < 1 or together < 1 or (seeds is not None and seeds < 1):
         raise ExplrError(f"epochs={epochs}, seeds={seeds} and together={together} must be at least 1.")
@@ -222,6 +222,7 @@ def _make(
         waiting, train_together(configs, data, device=device, checkpoints=checkpoints), strict=True
     ):
         run.save(path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
         yield arm, seed, run
 
 

@@ -324,7 +324,7 @@ def norm_layer(norm: Norm, affine: bool, eps: float) -> NormLayer:
     """Return a constructor channels -> normalisation layer for feature maps ``(N, C, H, W)``.
 
     Layer and instance normalisation are the two ends of group normalisation: one group, and one group a channel
-    (Wu & He 2018). "group" takes groups of 4 channels.
+    (Wu & He 2018). "group" takes groups of 4 channels, or of the largest smaller number that divides them all.
 
     Raises:
         ExplrError: for an unknown norm.
@@ -333,7 +333,7 @@ def norm_layer(norm: Norm, affine: bool, eps: float) -> NormLayer:
         return lambda channels: nn.BatchNorm2d(channels, affine=affine, eps=eps)
     groups: dict[str, Callable[[int], int]] = {
         "layer": lambda channels: 1,
-        "group": lambda channels: max(channels // 4, 1),
+        "group": lambda channels: channels // next(size for size in (4, 3, 2, 1) if channels % size == 0),
         "instance": lambda channels: channels,
     }
     if norm not in groups:

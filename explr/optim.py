@@ -26,8 +26,10 @@ class ExpLR(LRScheduler):
     which SGD without weight decay computes the same functions, provided that the loss is scale-invariant in the parameters
     of the group. The weights themselves grow, by ``exp(log_scale)``.
 
-    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch) and give the wrapped scheduler its milestones
-    in steps. A ``ReduceLROnPlateau`` advances at the calls that carry a metric, ``step(metric)``.
+    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch; not after one that a GradScaler skipped),
+    evaluate after it, and give the wrapped scheduler its milestones in steps. A ``ReduceLROnPlateau`` advances at the calls
+    that carry a metric, ``step(metric)``. Every parameter must have a gradient at every step: one that has none torch does not
+    decay.
 
     Args:
         optimizer: a :class:`torch.optim.SGD`, new or under way; momentum is welcome, Nesterov momentum, dampening and
@@ -37,7 +39,8 @@ class ExpLR(LRScheduler):
             one the original rate is constant.
         model: the network, in training mode. With it eps and running statistics of the norms are scaled with the weights, so
             that the equivalence is exact at any eps and in eval mode too. It must be scale-invariant in the converted
-            groups. Without it the equivalence is as good as eps is negligible.
+            groups. Without it the equivalence is as good as eps is negligible. (The eps changes at every step, so a model
+            under torch.compile would be compiled again and again: leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows.
         example_inputs: what the model is called with; see :func:`rescale`.
@@ -76,6 +79,8 @@ class ExpLR(LRScheduler):
         _check_optimizer(optimizer)
         if renormalize and model is None:
             raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise ExplrError(f"scheduler={scheduler!r} is not a torch learning-rate scheduler: wrap functions in LambdaLR.")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
         groups = optimizer.param_groups
@@ -93,6 +98,7 @@ class ExpLR(LRScheduler):
         self._optimizer_stepped = False
         self._convert(groups, self.lrs, step=0)
         self.norms = None if model is None else Norms(model, self._decayed(groups), example_inputs)
+        self._check_joint(groups)
         for group in filter(_converts, groups):
             group["weight_decay"] = 0.0
         optimizer.register_step_pre_hook(self._before_optimizer_step)
@@ -109,6 +115,8 @@ class ExpLR(LRScheduler):
                 The optimizer then keeps the rate that it had.
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first rate is already there
+            if len(self.optimizer.param_groups) == len(self._last_lr):
+                self._check_untouched()
             scales, exponents = self.log_scale, self.exponents
             self._convert(self.optimizer.param_groups, self._step_wrapped(metrics), step=self.last_epoch + 1)
             self._scale_model(scales, exponents)
@@ -123,7 +131,13 @@ class ExpLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this scheduler and of the wrapped one, as plain numbers."""
         state = {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "scheduler", "norms")}
-        return {**state, "scheduler": self.scheduler.state_dict() if self.scheduler else None}
+        wrapped = None if self.scheduler is None else [type(self.scheduler).__name__, self.scheduler.state_dict()]
+        return {**state, "scheduler": wrapped, "eps": None if self.norms is None else dict(self.norms.eps)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up the state of a copy; the optimizer's copy does not bring the hook along."""
+        self.__dict__.update(state)
+        self.optimizer.register_step_pre_hook(self._before_optimizer_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken, whether the optimizer's state is loaded before or after.
@@ -131,22 +145,32 @@ class ExpLR(LRScheduler):
         The eps of the norms, which a model's own state does not hold, is set to what belongs to the state.
 
         Raises:
-            ExplrError: if the state is of another number of parameter groups, or of another kind of wrapped scheduler.
+            ExplrError: if the state is not an ExpLR's, is of another number of parameter groups, of another kind of wrapped
+                scheduler, or of a renormalised run while this one has no model.
         """
+        if not {"scheduler", "eps", "lrs", "exponents"} <= state_dict.keys():
+            raise ExplrError("the state is not that of an ExpLR: it must come from ExpLR.state_dict().")
         state = dict(state_dict)
-        wrapped = state.pop("scheduler")
+        wrapped, eps = state.pop("scheduler"), state.pop("eps")
+        state.pop("renormalize")  # how to go on is for the one who builds the scheduler to say
+        if any(state["exponents"]) and self.norms is None:
+            raise ExplrError("the state is of a run with renormalize=True: build ExpLR with model= to go on with it.")
         if len(state["lrs"]) != len(self.optimizer.param_groups):
             raise ExplrError(
                 f"the state is of {len(state['lrs'])} parameter groups, the optimizer has "
                 f"{len(self.optimizer.param_groups)}: build the optimizer as it was built for the state."
             )
-        if (wrapped is None) != (self.scheduler is None):
-            raise ExplrError("the state was taken with a wrapped scheduler and this ExpLR has none, or the other way round.")
+        kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
+        if kinds[0] != kinds[1]:
+            raise ExplrError(
+                f"the state is of the wrapped scheduler {kinds[0]}, this ExpLR has {kinds[1]}: wrap the same kind."
+            )
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(wrapped)
+            self.scheduler.load_state_dict(wrapped[1])
         self.__dict__.update(state)
         if self.norms is not None:
             self.norms.choose(self._decayed(self.optimizer.param_groups))
+            self.norms.eps.update(eps or {})
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         for group, lr, momentum in zip(self.optimizer.param_groups, self._last_lr, self.momentum, strict=True):
             group.update(momentum=momentum, **({"weight_decay": 0.0} if _converts(group) else {}))
@@ -172,7 +196,7 @@ class ExpLR(LRScheduler):
                 _set_lr(group, lr)
 
     def _convert(self, groups: list[dict[str, Any]], lrs: list[float], step: int) -> None:
-        """Advance the recursion of every group to ``step``; raise before anything has changed."""
+        """Advance the recursion of every group to ``step``; raise before any of it has changed."""
         if len(groups) != len(self.weight_decays):
             raise ExplrError(
                 f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.weight_decays)}: "
@@ -200,7 +224,34 @@ class ExpLR(LRScheduler):
         self.lrs, self.momentum, self.shares, self.carried, self.log_scale, self.rounding, self.log_lr, self.exponents = columns
 
     def _decayed(self, groups: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
-        return [group["params"] if decay else [] for group, decay in zip(groups, self.weight_decays, strict=True)]
+        pairs = zip(groups, self.weight_decays, strict=True)
+        return [[p for p in group["params"] if p.requires_grad] if decay else [] for group, decay in pairs]
+
+    def _check_joint(self, groups: list[dict[str, Any]]) -> None:
+        """Refuse groups that decay differently though the network is invariant only when they are scaled alike."""
+        if self.norms is None or not self.norms.joint:
+            return
+        settings = [(group["lr"], decay, group["momentum"]) for group, decay in zip(groups, self.weight_decays, strict=True)]
+        if len({tuple(map(float, setting)) for setting, (_, decay, _) in zip(settings, settings, strict=True) if decay}) > 1:
+            raise ExplrError(
+                "the parameter groups have different lr, weight_decay or momentum, but the model is scale-invariant only when "
+                "they are scaled together: give all groups with weight decay the same, or put them into one group."
+            )
+
+    def _check_untouched(self) -> None:
+        """Refuse to go on when somebody has changed what this scheduler sets."""
+        for index, (group, lr) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=True)):
+            _check_group(index, group)
+            if float(group["lr"]) != float(lr):
+                raise ExplrError(
+                    f"the learning rate of parameter group {index} is {float(group['lr']):g}, not {float(lr):g} as ExpLR set "
+                    "it: wrap the scheduler that changed it, ExpLR(optimizer, scheduler), and step only ExpLR."
+                )
+            if _converts(group) and float(group["weight_decay"]) != 0.0:
+                raise ExplrError(
+                    f"parameter group {index} has weight_decay={float(group['weight_decay'])} again, after ExpLR took it: "
+                    "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
+                )
 
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
         """Let the model follow from the log scales and exponents before the last step to those after it."""
@@ -210,7 +261,7 @@ class ExpLR(LRScheduler):
         factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
         if any(factor != 1.0 for factor in factors):
             for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-                scale_weights(self.optimizer, group["params"], factor)
+                scale_weights(self.optimizer, filter(_trains, group["params"]), factor)
             self.norms.scale_statistics(factors)
         self._scale_eps()
 
@@ -230,10 +281,10 @@ class ExpLR(LRScheduler):
 def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
     """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
 
-    The momentum buffers are divided by the factor and the learning rates multiplied by its square; running statistics and eps
-    of the norms follow by the degrees of their inputs. Parameter groups marked ``scale_invariant=False``
-    (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are; in the others weight decay must be 0, or
-    divided by ``factor ** 2`` by the caller.
+    The momentum buffers are divided by the factor, the learning rates multiplied by its square and the weight decays divided by
+    it; running statistics and eps of the norms follow by the degrees of their inputs. Parameter groups marked
+    ``scale_invariant=False`` (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are. A learning-rate
+    scheduler knows nothing of this: where one is at work use ``ExpLR(..., model=model, renormalize=True)``.
 
     Args:
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
@@ -253,21 +304,39 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     >>> optimizer.param_groups[0]["lr"], model[1].eps
     (0.4, 4e-05)
     """
-    if not (isinstance(factor, float | int) and 0.0 < factor < math.inf):
-        raise ExplrError(f"factor={factor} must be positive and finite.")
+    try:
+        factor = float(factor)
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not 0.0 < factor < math.inf:
+        raise ExplrError(f"factor={factor} must be a positive, finite number.")
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise ExplrError(f"{type(optimizer).__name__} does not have this symmetry: use torch.optim.SGD.")
     if _has_explr(optimizer):
         raise ExplrError("the optimizer has an ExpLR, which sets its rate: use ExpLR(..., model=model, renormalize=True).")
     groups = list(filter(_converts, optimizer.param_groups))
-    norms = Norms(model, [group["params"] for group in groups], example_inputs or None)
-    for group in groups:
-        scale_weights(optimizer, group["params"], factor)
+    weights = [list(filter(_trains, group["params"])) for group in groups]
+    norms = Norms(model, weights, example_inputs or None)
+    largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
+    smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
+    if not max(largest * largest, *(float(group["lr"]) * factor * factor for group in groups)) < smallest_dtype:
+        raise ExplrError(
+            f"factor={factor:g} takes weights or learning rate out of the range of their dtype: use a smaller one."
+        )
+    for group, parameters in zip(groups, weights, strict=True):
+        scale_weights(optimizer, parameters, factor)
         _set_lr(group, float(group["lr"]) * factor**2)
+        group["weight_decay"] = float(group["weight_decay"]) / factor**2
     norms.scale_statistics([factor] * len(groups))
     norms.scale_eps([factor] * len(groups))
 
 
 def _converts(group: dict[str, Any]) -> bool:
     return bool(group.get("scale_invariant", True))
+
+
+def _trains(parameter: torch.Tensor) -> bool:
+    return parameter.requires_grad
 
 
 def _has_explr(optimizer: torch.optim.Optimizer) -> bool:
@@ -299,15 +368,21 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     if _has_explr(optimizer):
         raise ExplrError("this optimizer already has an ExpLR, which took its weight decay: build a new optimizer.")
     for index, group in enumerate(optimizer.param_groups):
-        for option, remedy in _REFUSED.items():
-            if group[option]:
-                raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
-        if not 0.0 <= group["momentum"] < 1.0:
-            raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
+        _check_group(index, group)
+        if not group["params"]:
+            raise ExplrError(f"parameter group {index} has no parameters: leave it out.")
         if not 0.0 <= float(group["weight_decay"]) < math.inf:
             raise ExplrError(
                 f"parameter group {index} has weight_decay={float(group['weight_decay'])}: it must be finite and not negative."
             )
+
+
+def _check_group(index: int, group: dict[str, Any]) -> None:
+    for option, remedy in _REFUSED.items():
+        if group[option]:
+            raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
 
 
 _REFUSED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -64,6 +65,21 @@ class RunConfig:
     one_ulp: bool = False
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can be made of, before anything is made.
+
+        Raises:
+            ExplrError: for a value outside its range.
+        """
+        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ExplrError(f"{name}={value!r} must be a whole number, at least {least}.")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ExplrError(f"weight_decay={self.weight_decay!r} must be finite and not negative.")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ExplrError(f"momentum={self.momentum!r} must lie in [0, 1).")
+
     def learning_rates(self, steps: int) -> ExpSchedule:
         """Return the learning rates of the first ``steps`` steps, and the growth of the weights that they cause.
 
@@ -121,7 +137,7 @@ class Run:
             if record.pop("format") != _FORMAT:
                 raise ExplrError(f"{path} has another format than this version of explr reads ({_FORMAT}).")
             return cls(config=RunConfig(**record.pop("config")), **record)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ExplrError(f"{path} is not a record of a run ({error}): make it again, or fetch it again.") from error
 
 

@@ -9,6 +9,7 @@ step without it, and this map". When c is a power of two nothing is rounded.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ class Norms:
         groups: sets of parameters that will be scaled, each by a factor of its own.
         example_inputs: what the model is called with; without them :func:`guess_inputs` finds some.
 
+    Attributes:
+        joint: whether the network is scale-invariant only when all groups are scaled by the same factor.
+
     Raises:
         ExplrError: if the parameters are not the model's, or the network is not scale-invariant in all of them together.
     """
@@ -45,14 +49,21 @@ class Norms:
     def __init__(
         self, model: nn.Module, groups: Sequence[Sequence[Tensor]], example_inputs: Sequence[Any] | None = None
     ) -> None:
-        self._own = {id(parameter) for parameter in model.parameters()}
+        self._model = model
         self._check_own(groups)
         self._report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
-        layers = {path: model.get_submodule(path) for path in self._report.norms}
-        self.layers: dict[str, Any] = {
-            p: layer for p, layer in layers.items() if isinstance(getattr(layer, "eps", None), float)
-        }
-        self.eps = {path: layer.eps for path, layer in self.layers.items()}
+        modules = dict(model.named_modules())
+        layers = {path: modules.get(path) for path in self._report.norms}
+        self.layers: dict[str, Any] = {p: m for p, m in layers.items() if isinstance(getattr(m, "eps", None), float | int)}
+        self.eps = {path: float(layer.eps) for path, layer in self.layers.items()}
+        fixed = [path for path, norm in self._report.norms.items() if norm.eps and path not in self.layers]
+        fixed += [approximation.path or "the model" for approximation in self._report.approximations]
+        if fixed:
+            warnings.warn(
+                f"the eps of {', '.join(fixed)} is no attribute of a module and cannot follow the weights: the equivalence is "
+                "only as exact as that eps is negligible. Use a norm of torch.nn.",
+                stacklevel=4,
+            )
         self.choose(groups)
 
     def choose(self, groups: Sequence[Sequence[Tensor]]) -> None:
@@ -68,6 +79,7 @@ class Norms:
                 f"the model is not scale-invariant in the optimizer's parameters: {reasons} Or build the optimizer from "
                 "scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
             )
+        self.joint = not all(self._report.invariant_in(group) for group in groups)
         self._degrees = [self._report.norm_degrees(group) for group in groups]
 
     def scale_statistics(self, factors: Sequence[float]) -> None:
@@ -89,7 +101,8 @@ class Norms:
         return math.prod(factor ** float(degrees[path]) for factor, degrees in zip(factors, self._degrees, strict=True))
 
     def _check_own(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        if not all(id(parameter) in self._own for group in groups for parameter in group):
+        own = {id(parameter) for parameter in self._model.parameters()}
+        if not all(id(parameter) in own for group in groups for parameter in group):
             raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
 
 

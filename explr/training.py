@@ -23,6 +23,7 @@ from explr.data import Choices, Dataset, cifar10, epoch_choices
 from explr.equivalence import FloatArray
 from explr.errors import ExplrError
 from explr.files import atomic_write
+from explr.invariance import scale_invariance
 from explr.records import Run, RunConfig, provenance
 
 
@@ -38,13 +39,13 @@ def train(
     Args:
         config: what to run.
         data: the images; CIFAR-10 by default (:func:`explr.data.cifar10`).
-        device: where to train; by default a GPU if there is one. There the whole step is one CUDA graph.
+        device: where to train; by default a GPU if there is one. There the whole step is one CUDA graph (but in float64).
         checkpoint: a file that holds the state after the last whole epoch. A run that finds it goes on from there, on a CPU to
-            the same bits; when the run has ended the file is removed.
+            the same bits. It stays; delete it when the record is safe.
 
     Raises:
-        ExplrError: for a configuration that cannot run, a checkpoint of another run, or when a loss or a weight is not finite
-            (the message names the step or the weight).
+        ExplrError: for a configuration that cannot run, a network that is not scale-invariant in a regime without weight
+            decay, a checkpoint of another run, or when a loss or a weight is not finite (the message says when).
 
     >>> from explr.data import synthetic
     >>> small = dict(model="preresnet", model_args={"depth": 8, "width": 4}, epochs=1, batch_size=16)
@@ -76,11 +77,13 @@ def train_together(
     Raises:
         ExplrError: as for :func:`train`; and if the configurations are of different lengths.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if len({config.epochs for config in configs}) != 1:
+        raise ExplrError(f"runs of {[config.epochs for config in configs]} epochs cannot be trained together.")
+    if checkpoints and len(checkpoints) != len(configs):
+        raise ExplrError(f"{len(checkpoints)} checkpoints for {len(configs)} runs: give one each, or none.")
+    device = pick_device(device)
     data = (data or cifar10()).to(device)
     epochs = configs[0].epochs
-    if any(config.epochs != epochs for config in configs):
-        raise ExplrError(f"runs of {[config.epochs for config in configs]} epochs cannot be trained together.")
     steps_per_epoch = [-(-len(data.train_labels) // config.batch_size) for config in configs]
     arms = [
         CapturedArm(config, data, epochs * steps, compiled=compiled)
@@ -88,6 +91,9 @@ def train_together(
         else Arm(config, data, epochs * steps)
         for config, steps in zip(configs, steps_per_epoch, strict=True)
     ]
+    for arm in arms:
+        if arm.config.regime != "weight_decay":
+            _check_invariant(arm)
     files = [Path(path) for path in checkpoints or []]
     progress = [_Progress({}, {name: [] for name in arm.trainable}) for arm in arms]
     for index, file in enumerate(files):
@@ -106,12 +112,36 @@ def train_together(
                 progress[index].seconds += (time.perf_counter() - start) / len(due)
                 if files:
                     _save(files[index], arm, progress[index])
-    for file in files:
-        file.unlink(missing_ok=True)
     return [
         Run(config, state.history, state.weight_norms, provenance(data, device, state.seconds, together=len(configs)))
         for config, state in zip(configs, progress, strict=True)
     ]
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that is meant, by default a GPU if there is one.
+
+    Raises:
+        ExplrError: if torch knows no such device here.
+    """
+    try:
+        picked = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=picked)
+        return picked
+    except (RuntimeError, AssertionError) as error:
+        raise ExplrError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): use 'cpu'.") from error
+
+
+def _check_invariant(arm: Arm) -> None:
+    """Refuse a network whose weight decay no learning rate can replace: the run would be another one, and nobody would see."""
+    images = arm.data.normalize(arm.data.train_images[:2], arm.dtype)
+    report = scale_invariance(arm.model, images)
+    if not report.invariant:
+        reasons = "; ".join(map(str, report.obstructions))
+        raise ExplrError(
+            f"{arm.config.model}{arm.config.model_args} is not scale-invariant, so regime={arm.config.regime!r} would not "
+            f"compute the functions of the run with weight decay: {reasons}"
+        )
 
 
 @dataclass

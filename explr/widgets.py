@@ -12,7 +12,7 @@ import html
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float] |
     Returns:
         an ipywidgets box; on a static page the figure.
     """
-    start = {name: setting[2] if isinstance(setting, tuple) else setting[0] for name, setting in sliders.items()}
+    start = {name: setting[2] if _is_range(setting) else setting[0] for name, setting in sliders.items()}
     if os.environ.get("EXPLR_STATIC"):
         return draw(**start)
     import ipywidgets
@@ -112,11 +112,15 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float] |
         name: ipywidgets.FloatSlider(
             value=setting[2], min=setting[0], max=setting[1], step=(setting[1] - setting[0]) / 100, description=name
         )
-        if isinstance(setting, tuple)
+        if _is_range(setting)
         else ipywidgets.Dropdown(options=list(setting), description=name)
         for name, setting in sliders.items()
     }
     return ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(show, controls)])
+
+
+def _is_range(setting: Any) -> TypeGuard[tuple[float, float, float]]:
+    return isinstance(setting, tuple) and len(setting) == 3 and not isinstance(setting[0], str)
 
 
 def _svg(figure: Figure) -> str:

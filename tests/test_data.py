@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from explr import ExplrError
-from explr.data import CLASSES, Dataset, cifar10, epoch_choices, synthetic
+from explr.data import CLASSES, Dataset, NoDataError, cifar10, cifar10_or_synthetic, epoch_choices, synthetic
 
 
 @pytest.fixture
@@ -107,6 +107,30 @@ def test_a_damaged_torchvision_download_gives_an_error_that_names_the_file(tmp_p
 def test_no_data_and_no_download_says_what_to_do(tmp_path, cache):
     with pytest.raises(ExplrError, match="EXPLR_DATA"):
         cifar10(tmp_path / "nowhere", download=False)
+
+
+def test_stand_in_takes_the_place_of_data_that_nobody_named(cache, monkeypatch, capsys):
+    monkeypatch.setattr("explr.data._read_torchvision", no_network)
+    assert cifar10_or_synthetic(train=30, test=10).name == "synthetic gratings, 30 training and 10 test images"
+    assert "Using synthetic images" in capsys.readouterr().out
+
+
+def no_network(folder, download):
+    raise NoDataError("no network")
+
+
+def test_stand_in_hides_neither_a_wrong_folder_nor_damage(folder, tmp_path, monkeypatch):
+    with pytest.raises(ExplrError, match="EXPLR_DATA"):
+        monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", lambda *args, **kw: no_route())
+        monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *args, **kw: no_route())
+        cifar10_or_synthetic(tmp_path / "typo")
+    truncate(folder)
+    with pytest.raises(ExplrError, match="cannot be read"):
+        cifar10_or_synthetic(folder)
+
+
+def no_route():
+    raise OSError("no route to host")
 
 
 def test_synthetic_is_deterministic_balanced_and_learnable():

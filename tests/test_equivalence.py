@@ -176,6 +176,12 @@ def test_first_overflow_is_none_when_everything_fits():
         (lambda: convert([0.1, 0.1], 5e-4, [0.9, 0.0]), ["momentum=0.0 at step 1", "small positive"]),
         (lambda: convert([0.8] * 200, 0.005, 0.9), ["step 65", "lr=0.8", "must be below", "0.0026334"]),
         (lambda: convert([3000.0], 5e-4), ["step 0", "lr must be below 2000"]),
+        (lambda: convert("fast", 5e-4), ["lrs='fast'", "numbers"]),
+        (lambda: convert([0.1, [0.1]], 5e-4), ["numbers"]),
+        (lambda: convert([0.1], "much"), ["weight_decay='much'"]),
+        (lambda: characteristic_root([0.1, 0.2], 5e-4), ["lr must be one number", "(2,)"]),
+        (lambda: growth_rate(0.1, 5e-4, steps=math.nan), ["steps=nan"]),
+        (lambda: texp([0.1], 5, 5e-4), ["phase_steps=5"]),
         (lambda: texp([0.1, 0.01], [5], 5e-4), ["phase_steps=[5]"]),
         (lambda: texp([0.1], [0], 5e-4), ["phase_steps=[0]", ">= 1"]),
         (lambda: texp([0.1], [1.5], 5e-4), ["phase_steps=[1.5]"]),
@@ -191,6 +197,22 @@ def test_bad_input_gets_one_error_that_restates_it(call, parts):
         call()
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lrs",
+    [
+        torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True),
+        np.array([0.5, 0.25], dtype=np.float32),
+        iter([0.5, 0.25]),
+        (0.5, 0.25),
+    ],
+    ids=["tensor", "float32 array", "iterator", "tuple"],
+)
+def test_numbers_may_come_in_any_form_and_are_worked_with_in_float64(lrs):
+    np.testing.assert_array_equal(convert(lrs, 5e-4, 0.9).log_lr, convert([0.5, 0.25], 5e-4, 0.9).log_lr)
+    root = characteristic_root(np.float32(0.5), torch.tensor(0.25), 0.0)
+    assert type(root) is float and root == characteristic_root(0.5, 0.25)
 
 
 def test_advice_on_momentum_in_the_error_works():

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from explr import ExplrError
+from explr import ExplrError, convert
 from explr.__main__ import main
 from explr.data import synthetic
 from explr.experiments import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
@@ -128,6 +128,20 @@ def test_convert_command_prints_the_numbers_of_the_theory(capsys):
         assert number in out
 
 
+@pytest.mark.parametrize("lr, decay, momentum", [("1e-6", "1000", "0.5"), ("0.1", "5e-4", "0"), ("100", "1e-5", "0.9")])
+def test_horizon_is_where_the_exact_schedule_overflows(lr, decay, momentum, capsys):
+    assert main(["convert", "--lr", lr, "--weight-decay", decay, "--momentum", momentum, "--steps-per-epoch", "1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "float32 holds" in line and "bfloat16" not in line)
+    step = int(line.split()[2])
+    schedule = convert([float(lr)] * (step + 1), float(decay), float(momentum))
+    assert schedule.first_overflow("float32") == step
+
+
+def test_horizon_without_growth_still_looks_at_the_rate(capsys):
+    main(["convert", "--lr", "1e5", "--weight-decay", "0"])
+    assert "float16 holds     0 steps" in capsys.readouterr().out
+
+
 def test_convert_command_without_decay(capsys):
     assert main(["convert", "--lr", "0.1", "--weight-decay", "0"]) == 0
     assert "every step" in capsys.readouterr().out
@@ -153,7 +167,9 @@ def test_check_command_prints_the_report(capsys):
         (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
         (["run"], "--missing"),
-        (["run", "figure5", "--missing"], "--missing"),
+        (["run", "figure2", "--data", "synthetic", "--device", "cudaa"], "device='cudaa'"),
+        (["run", "figure2", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["check", "explr.models:preresnet32", "--input", "2,5:Tensor"], "--input 2,5:Tensor"),
         (["run", "figure9", "--data", "synthetic"], "figure5"),
         (["run", "figure2", "--data", "synthetic", "--epochs", "0"], "epochs=0"),
     ],

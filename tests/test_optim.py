@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -211,9 +212,13 @@ def test_explr_yields_the_rates_of_convert_over_a_long_run():
 def test_explr_is_a_torch_scheduler():
     optimizer = sgd(TinyNet())
     assert isinstance(ExpLR(optimizer), lr_scheduler.LRScheduler)
+    optimizer = sgd(TinyNet())
+    scheduler = ExpLR(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torch warns when its conventions are broken
-        optimizer.step()
+        for _ in range(3):
+            optimizer.step()
+            scheduler.step()
 
 
 def test_a_run_under_way_converts_too():
@@ -295,6 +300,27 @@ def test_state_is_plain_numbers(tmp_path):
     scheduler.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_as_the_original_does(duplicate):
+    net = TinyNet()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 3))
+    optimizer.step()
+    scheduler.step()
+    second, twin = duplicate((optimizer, scheduler))
+    for _ in range(4):
+        for one in (optimizer, second):
+            one.step()
+        for one in (scheduler, twin):
+            one.step()
+        assert scheduler.get_last_lr() == twin.get_last_lr()
+    second.step()
+    with pytest.raises(ExplrError, match="called twice"):
+        second.step()
+    with pytest.raises(ExplrError, match="already has an ExpLR"):
+        ExpLR(second)
+
+
 def refuse(**options):
     return lambda net: ExpLR(sgd(net, **options))
 
@@ -326,6 +352,41 @@ def momentum_switched_off(net):
     scheduler = ExpLR(optimizer)
     optimizer.param_groups[0]["momentum"] = 0.0
     scheduler.step()
+
+
+def nesterov_switched_on(net):
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    optimizer.param_groups[0]["nesterov"] = True
+    scheduler.step()
+
+
+def rate_set_by_hand(net):
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.05
+    scheduler.step()
+
+
+def decay_loaded_back(net):
+    optimizer = sgd(net)
+    before = copy.deepcopy(optimizer.state_dict())
+    scheduler = ExpLR(optimizer)
+    before["param_groups"][0]["lr"] = scheduler.get_last_lr()[0]
+    optimizer.load_state_dict(before)
+    scheduler.step()
+
+
+def state_of_another_kind(net):
+    optimizer = sgd(net)
+    state = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 3)).state_dict()
+    optimizer = sgd(net)
+    ExpLR(optimizer, lr_scheduler.CosineAnnealingLR(optimizer, 3)).load_state_dict(state)
+
+
+def state_of_no_explr(net):
+    optimizer = sgd(net)
+    ExpLR(sgd(net)).load_state_dict(lr_scheduler.StepLR(optimizer, 3).state_dict())
 
 
 def group_added_late(net):
@@ -370,6 +431,12 @@ def state_without_the_wrapped_scheduler(net):
         (run_until_overflow, ["step 64", "torch.float16", "wider dtype"]),
         (growing_past_the_bound, ["step 1", "lr=10000", "must be below"]),
         (momentum_switched_off, ["momentum=0.0 at step 1", "1e-9"]),
+        (nesterov_switched_on, ["nesterov=True"]),
+        (rate_set_by_hand, ["0.05", "step only ExpLR"]),
+        (decay_loaded_back, ["weight_decay=0.002 again"]),
+        (state_of_another_kind, ["StepLR", "CosineAnnealingLR"]),
+        (state_of_no_explr, ["ExpLR.state_dict()"]),
+        (lambda net: ExpLR(sgd(net), lambda step: 0.1), ["LambdaLR"]),
         (group_added_late, ["2 parameter groups", "before building"]),
         (converted_twice, ["already has an ExpLR"]),
         (scheduler_of_another_optimizer, ["another optimizer"]),

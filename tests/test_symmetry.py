@@ -215,6 +215,95 @@ def test_eps_follows_the_degree_of_the_norm_s_input():
     assert [net[i].eps for i in (2, 5, 6)] == [16e-5, 4e-5, 1e-5]
 
 
+def test_weight_decay_goes_with_the_symmetry_too():
+    plain, scaled = network(), network()
+    first, second = sgd(plain), sgd(scaled)
+    rescale(scaled, second, 3.0)
+    for index in range(10):
+        torch.testing.assert_close(step(scaled, second, index), step(plain, first, index), rtol=0, atol=1e-10)
+
+
+def test_all_parameters_may_be_given_frozen_ones_among_them():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9, weight_decay=1.2e-3)
+    head = net.head.weight.clone()
+    rescale(net, optimizer, 2.0)
+    scheduler = ExpLR(optimizer, model=net, renormalize=True)
+    for index in range(3):
+        step(net, optimizer, index)
+        scheduler.step()
+    assert torch.equal(net.head.weight, head)
+
+
+def split(net, **second):
+    """Put the stem, which can only be scaled together with the rest, into a group of its own."""
+    rest = [p for p in net.parameters() if p.requires_grad and p is not net.stem.weight]
+    return torch.optim.SGD([{"params": rest}, {"params": [net.stem.weight], **second}], lr=0.2, momentum=0.9, weight_decay=5e-3)
+
+
+def test_groups_that_belong_together_convert_when_they_decay_alike():
+    original, converted = network(), network()
+    first, second = sgd(original), split(converted)
+    scheduler = ExpLR(second, model=converted)
+    for index in range(10):
+        torch.testing.assert_close(step(converted, second, index), step(original, first, index), rtol=0, atol=1e-10)
+        scheduler.step()
+
+
+def test_groups_that_belong_together_are_refused_when_they_decay_differently():
+    net = network()
+    with pytest.raises(ExplrError, match="only when they are scaled together"):
+        ExpLR(split(net, weight_decay=1e-3), model=net)
+
+
+class Functional(nn.Module):
+    """Normalises without a module whose eps could be changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 8, bias=False), nn.Linear(8, 3).requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(F.layer_norm(self.first(x), (8,)))
+
+
+def test_a_norm_that_cannot_follow_is_named_in_a_warning():
+    net = Functional()
+    with pytest.warns(UserWarning, match="cannot follow the weights"):
+        ExpLR(torch.optim.SGD([net.first.weight], lr=0.1, weight_decay=1e-3), model=net)
+
+
+def test_an_eps_that_is_a_whole_number_follows_too():
+    net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.LayerNorm(8, eps=1, elementwise_affine=False))
+    rescale(net, torch.optim.SGD(net.parameters(), lr=0.1), 2.0)
+    assert net[1].eps == 4.0
+
+
+def test_a_second_scheduler_on_the_same_model_goes_on_from_the_same_eps():
+    net = network()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net)
+    for index in range(5):
+        step(net, optimizer, index)
+        scheduler.step()
+    eps = net.norm.eps
+    second = sgd(net)
+    again = ExpLR(second, model=net)
+    second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    again.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    assert net.norm.eps == eps
+
+
+def renormalised_state_without_a_model(net, optimizer):
+    other = network()
+    second = sgd(other, weight_decay=1.2e-2)
+    scheduler = ExpLR(second, model=other, renormalize=True)
+    while not scheduler.exponents[0]:
+        second.step()
+        scheduler.step()
+    ExpLR(optimizer).load_state_dict(scheduler.state_dict())
+
+
 def state_of(net, optimizer):
     eps = [getattr(module, "eps", None) for module in net.modules()]
     return copy.deepcopy((net.state_dict(), optimizer.state_dict(), eps))
@@ -249,6 +338,9 @@ def begins_with_an_embedding(net, optimizer):
         (lambda net, optimizer: rescale(net, optimizer, 2.0, torch.zeros(2, 5)), ["5"]),
         (lambda net, optimizer: ExpLR(optimizer, renormalize=True), ["renormalize=True needs model="]),
         (lambda net, optimizer: ExpLR(optimizer, model=network()), ["parameters that the model has not"]),
+        (lambda net, optimizer: rescale(net, optimizer, "two"), ["factor"]),
+        (lambda net, optimizer: rescale(net, optimizer, 1e200), ["factor=1e+200", "smaller"]),
+        (lambda net, optimizer: rescale(net, torch.optim.Adam(net.parameters()), 2.0), ["Adam"]),
         (in_eval_mode, ["eval"]),
         (begins_with_an_embedding, ["example_inputs"]),
     ],
@@ -273,6 +365,12 @@ def test_a_network_that_is_not_invariant_is_refused_with_the_reason(options):
         with pytest.raises(ExplrError, match="not scale-invariant in the optimizer's parameters"):
             call()
         assert same(before, state_of(net, optimizer))
+
+
+def test_a_renormalised_state_needs_a_model():
+    net = network()
+    with pytest.raises(ExplrError, match="build ExpLR with model="):
+        renormalised_state_without_a_model(net, sgd(net))
 
 
 def test_rescaling_beside_an_explr_is_refused():

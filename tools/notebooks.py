@@ -124,6 +124,7 @@ def execute(notebook: Notebook, folder: Path) -> None:
     from nbclient import NotebookClient
 
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("EXPLR_STATIC", "1")
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
 
 
