@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from explr.errors import ExplrError
 from explr.files import atomic_write
+from explr.progress import progress
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _PAD = 4
@@ -236,7 +236,7 @@ def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = 
         if root or os.environ.get("EXPLR_DATA"):
             raise
         print(f"Using synthetic images, because {error}")
-        return synthetic(train or 5000, test or 1000)  # a subset would miss classes: its labels take turns
+        images = synthetic(train or 5000, test or 1000)  # not more: its labels take turns, and a part would miss some
     if train is None and test is None:
         return images
     return images.subset(train or len(images.train_labels), test or len(images.test_labels))
@@ -286,7 +286,7 @@ def _read_folders(folder: Path) -> Dataset:
     cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.npy"
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
-        pixels = np.stack([_decode(path) for path, _ in tqdm(everything, desc=f"decoding {folder}", leave=False)])
+        pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
         with atomic_write(cache) as temporary:
             np.save(temporary, pixels)
     images = torch.from_numpy(pixels)

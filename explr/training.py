@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from explr.arms import Arm, CapturedArm
 from explr.data import Choices, Dataset, cifar10, epoch_choices
@@ -24,6 +23,7 @@ from explr.equivalence import FloatArray
 from explr.errors import ExplrError
 from explr.files import atomic_write
 from explr.invariance import scale_invariance
+from explr.progress import progress
 from explr.records import Run, RunConfig, provenance
 
 
@@ -95,26 +95,26 @@ def train_together(
         if arm.config.regime != "weight_decay":
             _check_invariant(arm)
     files = [Path(path) for path in checkpoints or []]
-    progress = [_Progress({}, {name: [] for name in arm.trainable}) for arm in arms]
+    states = [_Progress({}, {name: [] for name in arm.trainable}) for arm in arms]
     for index, file in enumerate(files):
         if file.exists():
-            progress[index] = _resume(file, arms[index])
-    done = [state.epoch * steps for state, steps in zip(progress, steps_per_epoch, strict=True)]
-    with tqdm(total=epochs * sum(steps_per_epoch), initial=sum(done), unit="step", leave=False) as bar:
+            states[index] = _resume(file, arms[index])
+    done = [state.epoch * steps for state, steps in zip(states, steps_per_epoch, strict=True)]
+    with progress(total=epochs * sum(steps_per_epoch), initial=sum(done), unit="step") as bar:
         for epoch in range(epochs):
             start = time.perf_counter()
-            due = [(index, arm) for index, arm in enumerate(arms) if progress[index].epoch == epoch]
+            due = [(index, arm) for index, arm in enumerate(arms) if states[index].epoch == epoch]
             for _, arm in due:
                 arm.run_epoch(epoch, after_step=bar.update)
             for index, arm in due:
-                progress[index].add(arm.epoch_results(epoch), arm.weight_norms())
+                states[index].add(arm.epoch_results(epoch), arm.weight_norms())
             for index, arm in due:
-                progress[index].seconds += (time.perf_counter() - start) / len(due)
+                states[index].seconds += (time.perf_counter() - start) / len(due)
                 if files:
-                    _save(files[index], arm, progress[index])
+                    _save(files[index], arm, states[index])
     return [
         Run(config, state.history, state.weight_norms, provenance(data, device, state.seconds, together=len(configs)))
-        for config, state in zip(configs, progress, strict=True)
+        for config, state in zip(configs, states, strict=True)
     ]
 
 
@@ -240,7 +240,7 @@ def compare(
     arms = [Arm(config, data, steps) for config in (first, second)]
     growth = [arm.learning_rates.log_scale for arm in arms]
     rows = []
-    for step, batch in zip(tqdm(range(steps), leave=False), _batches(first, data), strict=False):
+    for step, batch in zip(progress(range(steps)), _batches(first, data), strict=False):
         logits = [arm.step(step, batch)[1] for arm in arms]
         weights = [
             [p.detach().double() / float(np.exp(scale[step + 1])) for p in arm.trainable.values()]

@@ -56,7 +56,7 @@ def test_one_command_changes_the_address_everywhere_and_back(slug, copy_of_the_p
     assert address.address(copy_of_the_project) == f"https://github.com/{slug}"
     assert address.out_of_step(copy_of_the_project) == []
     for path in files:
-        left = re.findall(rf".*{re.escape(old.removeprefix('https://'))}.*", path.read_text(encoding="utf-8"))
+        left = [line[:200] for line in path.read_text(encoding="utf-8").splitlines() if old.removeprefix("https://") in line]
         assert not left, f"{path.name} still has {left}"
     address.change(old, copy_of_the_project)
     assert {path: path.read_text(encoding="utf-8") for path in files} == before
@@ -109,7 +109,7 @@ def test_every_page_of_the_book_is_in_its_contents():
 def test_every_module_is_on_the_api_page():
     documented = set(re.findall(r"automodule:: explr\.(\w+)", (ROOT / "book" / "api.md").read_text(encoding="utf-8")))
     modules = {path.stem for path in (ROOT / "explr").glob("*.py") if not path.stem.startswith("_")}
-    assert documented == modules - {"cli", "files"}  # these two are for the library itself
+    assert documented == modules - {"files", "progress"}  # these two are for the library itself
 
 
 @every_notebook
@@ -159,14 +159,15 @@ def test_set_up_installs_the_stated_address_only_when_explr_is_missing():
 
 def messy_notebook():
     stream = [{"output_type": "stream", "name": "stdout", "text": text} for text in ("one\n", "two\n")]
-    data = {"text/plain": "3", notebooks.WIDGET_VIEW: {"model_id": "a1b2"}}
-    result = {"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": 17}
+    view = {"text/plain": "0%|", notebooks.WIDGET_VIEW: {"model_id": "a1b2"}}
+    widget = {"output_type": "display_data", "data": view, "metadata": {}}
+    result = {"output_type": "execute_result", "data": {"text/plain": "3"}, "metadata": {}, "execution_count": 17}
     code = {"cell_type": "code", "execution_count": 17}
     printing = {"source": "print()", "outputs": stream, "metadata": {"execution": {"iopub.status.busy": "now"}}}
     cells = [
         {"cell_type": "markdown", "id": "same", "source": "# Title", "metadata": {"collapsed": True}},
         {**code, **printing, "id": "same"},
-        {**code, "source": "3", "outputs": [result], "metadata": {"tags": ["x"]}},
+        {**code, "source": "3", "outputs": [widget, result], "metadata": {"tags": ["x"]}},
     ]
     metadata = {"widgets": {"state": {}}, "kernelspec": {"name": "mine"}}
     return nbformat.from_dict({"nbformat": 4, "nbformat_minor": 4, "metadata": metadata, "cells": cells})
@@ -177,8 +178,8 @@ def test_normalising_drops_what_a_rerun_changes():
     title, set_up, printing, three = notebook.cells
     assert set_up.source == notebooks.set_up_source()
     assert [cell.execution_count for cell in (set_up, printing, three)] == [1, 2, 3]
+    assert [output.data for output in three.outputs] == [{"text/plain": "3"}]  # the widget is gone, and what stood in for it
     assert three.outputs[0].execution_count == 3
-    assert three.outputs[0].data == {"text/plain": "3"}
     assert [output.text for output in printing.outputs] == ["one\ntwo\n"]
     assert title.metadata == printing.metadata == {} and three.metadata == {"tags": ["x"]}
     assert len({cell.id for cell in notebook.cells}) == 4 and title.id == "same"

@@ -32,7 +32,7 @@ COPY = re.compile(
 
 def files_with_copies(root: Path = ROOT) -> list[Path]:
     """Return the files that repeat the address."""
-    named = ["_config.yml", "CITATION.cff", "README.md", "CONTRIBUTING.md"]
+    named = ["_config.yml", "CITATION.cff", "README.md", "CONTRIBUTING.md", "book/reproduce.md"]
     return [root / name for name in named] + sorted((root / "book").glob("*.ipynb"))
 
 

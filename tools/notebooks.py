@@ -63,14 +63,15 @@ def normalise(notebook: Notebook) -> Notebook:
         if cell.cell_type == "code":
             count += bool(cell.source.strip())
             cell.execution_count = count if cell.source.strip() else None
-            cell.outputs = [_normalise_output(output, count) for output in _joined(cell.outputs)]
+            outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+            cell.outputs = [_normalise_output(output, count) for output in _joined(outputs)]
     return notebook
 
 
 def _place_set_up(notebook: Notebook) -> None:
     for cell in notebook.cells:
         if cell.get("id") == SET_UP_ID:
-            cell.source = set_up_source()
+            cell.source, cell.metadata["tags"] = set_up_source(), ["hide-cell"]
             return
     first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
     cell = nbformat.v4.new_code_cell(set_up_source(), id=SET_UP_ID, metadata={"tags": ["hide-cell"]})
@@ -104,8 +105,6 @@ def _joined(outputs: list[Notebook]) -> list[Notebook]:
 def _normalise_output(output: Notebook, count: int) -> Notebook:
     if output.output_type == "execute_result":
         output.execution_count = count
-    if "data" in output:
-        output.data.pop(WIDGET_VIEW, None)
     return output
 
 

@@ -1,0 +1,117 @@
+"""Every chapter has what a chapter needs, and the ledger of claims has no gap that a reader would notice."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+
+from explr.ledger import ledger
+from tools import notebooks
+
+BOOK = Path(__file__).resolve().parent.parent / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
+PICTURES = {"image/png", "image/svg+xml"}
+
+
+def text_of(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_checked(cell):
+    return "NBVAL_CHECK_OUTPUT" in cell.source or any("explr" in output.get("metadata", {}) for output in cell.outputs)
+
+
+def pictures_without_words(notebook):
+    """Return the sources of cells that show a picture without a caption, a name or alt text."""
+    bare = []
+    for cell in code_of(notebook):
+        if any(PICTURES & output.get("data", {}).keys() for output in cell.outputs):
+            about = cell.metadata.get("mystnb", {})
+            figure, image = about.get("figure", {}), about.get("image", {})
+            if not (figure.get("caption") and figure.get("name") and image.get("alt")):
+                bare.append(cell.source)
+    return bare
+
+
+def faults_of(notebook):
+    """Return what a chapter lacks, in words."""
+    text, faults = text_of(notebook), []
+    if not re.match(r"# \d+ · \S", notebook.cells[0].source):
+        faults.append("the first cell does not begin with '# number · title'")
+    if "**You will learn**" not in text or len(re.findall(r"^\* ", text.split("**In short.**")[0], re.M)) < 3:
+        faults.append("no '**You will learn**' with at least three goals")
+    if "**In short.**" not in text:
+        faults.append("no summary '**In short.** …'")
+    _, _, exercises = text.partition("\n## Exercises")
+    asked = re.findall(r"^\*\*(\d+)\. ", exercises, re.M)
+    parts = re.split(r"^\*\*\d+\. ", exercises, flags=re.M)[1:]
+    folded = [re.search(r":::\{admonition\} Solution\n:class: dropdown\n\n.*?\S.*?\n:::", part, re.S) for part in parts]
+    if len(asked) < 3 or asked != [str(number) for number in range(1, len(asked) + 1)]:
+        faults.append(f"fewer than three exercises, or their numbers are not 1, 2, 3, …: {asked}")
+    faults += [f"exercise {number} has no folded solution" for number, found in zip(asked, folded, strict=True) if not found]
+    if not any(cell.outputs for cell in code_of(notebook)):
+        faults.append("no outputs: it was never executed")
+    faults += [f"a picture without caption, name or alt text:\n{source}" for source in pictures_without_words(notebook)]
+    checked = sum(map(is_checked, code_of(notebook)))
+    if checked < 6:
+        faults.append(f"only {checked} checked cells")
+    return faults
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_has_goals_summary_exercises_with_solutions_and_checked_cells(path):
+    assert faults_of(notebooks.read(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_picture_has_caption_name_and_alt_text(path):
+    assert pictures_without_words(notebooks.read(path)) == []
+
+
+def without(notebook, pattern):
+    changed = copy.deepcopy(notebook)
+    for cell in changed.cells:
+        cell.source = re.sub(pattern, "", cell.source, flags=re.S)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "pattern, fault",
+    [
+        (r"^# \d+ · ", "number · title"),
+        (r"\*\*You will learn\*\*", "You will learn"),
+        (r"\*\*In short\.\*\*", "summary"),
+        (r"\n?## Exercises", "fewer than three"),
+        (r":class: dropdown", "exercise 1 has no folded solution"),
+        (r"# NBVAL_CHECK_OUTPUT", "checked cells"),
+    ],
+)
+def test_that_check_catches_a_chapter_that_lacks_something(pattern, fault):
+    chapter = without(notebooks.read(CHAPTERS[0]), pattern)
+    for cell in code_of(chapter):
+        for output in cell.outputs:
+            output.pop("metadata", None)
+    assert any(fault in found for found in faults_of(chapter)), faults_of(chapter)
+
+
+def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_outputs():
+    chapter = notebooks.read(CHAPTERS[0])
+    for cell in code_of(chapter):
+        cell.metadata.get("mystnb", {}).pop("image", None)
+    assert any("alt text" in fault for fault in faults_of(chapter))
+    for cell in code_of(chapter):
+        cell.outputs = []
+    assert any("never executed" in fault for fault in faults_of(chapter))
+
+
+def test_the_ledger_covers_the_source_and_no_claim_fails():
+    entries = ledger(BOOK)
+    assert [entry.key for entry in entries if entry.verdict == "FAILS"] == []
+    measured = [entry.key for entry in entries if entry.measurements]
+    assert len(measured) >= 25, f"only {len(measured)} of {len(entries)} claims are measured: {measured}"
