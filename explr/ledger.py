@@ -158,7 +158,7 @@ class Ledger(list[Entry]):
         head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim of the source", "Measured", "Where", "Verdict"))
         return f'<table class="explr-ledger"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{entry.key}: {entry.verdict}" for entry in self)
 
 

@@ -328,7 +328,7 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     others = cycle(OTHER_COLOURS)
     with _figure(panels=3, height=2.0) as (figure, panels):
         for (arm, records), style in zip(runs.items(), cycle(("-", (0, (4, 1.5)), "-.", ":")), strict=False):
-            colour = own.get(arm) or next(others)
+            colour = own.get(arm) or own.get(arm.rsplit("-", 1)[-1]) or next(others)  # "constant-decay" is a decay
             logs = np.array([run.history["log_lr"] for run in records]) / np.log(10.0)
             losses = np.array([run.history["train_loss"] for run in records])
             accuracies = 100 * np.array([run.history["test_accuracy"] for run in records])
