@@ -20,6 +20,7 @@ from explr.records import Regime, Run, RunConfig
 from explr.training import pick_device, train_together
 
 EPOCHS = 200
+STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
 MINIATURE_EPOCHS = 16
 Arms = dict[str, RunConfig]
 
@@ -107,7 +108,7 @@ def results_folder() -> Path:
 def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
     """Return (arm, seed) of every run of an experiment, seed by seed, so that whole comparisons are finished first."""
     experiment = _experiment(name)
-    arms = experiment.arms(EPOCHS, 1)
+    arms = experiment.arms(EPOCHS, STEPS_PER_EPOCH)
     return [(arm, seed) for seed in range(seeds or experiment.seeds) for arm in arms]
 
 
@@ -133,7 +134,7 @@ def load(
     """
     folder = record_folder(name, epochs=epochs, small=small, stand_in=stand_in, results=results)
     runs: dict[str, list[Run]] = {}
-    for arm in _experiment(name).arms(EPOCHS, 1):
+    for arm in _experiment(name).arms(EPOCHS, STEPS_PER_EPOCH):
         for path in sorted(folder.glob(f"{arm}-seed*.json")):
             runs.setdefault(arm, []).append(Run.load(path))
     return runs

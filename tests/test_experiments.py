@@ -101,6 +101,12 @@ def test_small_runs_have_a_smaller_network_fewer_images_and_a_folder_of_their_ow
     assert record_folder("head", epochs=1, small=True, stand_in=True, results=tmp_path).is_dir()
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_can_be_listed_and_loaded(name, tmp_path):
+    assert run_names(name)
+    assert load(name, results=tmp_path) == {}
+
+
 def test_best_records_prefer_full_scale_and_say_what_they_are(small, tmp_path):
     runs, words = best_records("figure2", tmp_path)
     assert runs == {} and "explr run figure2 --epochs 16 --small" in words
