@@ -388,6 +388,6 @@ def _check_group(index: int, group: dict[str, Any]) -> None:
 _REFUSED = {
     "nesterov": "Nesterov momentum has no exact exponential counterpart (all four coefficients match only if "
     "lr * weight_decay = 0). Use nesterov=False.",
-    "dampening": "torch skips dampening on the first step, so nothing exact corresponds to it. Use dampening=0.",
+    "dampening": "torch skips dampening on the first step; explr does not convert that. Use dampening=0.",
     "maximize": "explr converts minimisation. Minimise the negative of the objective.",
 }
