@@ -1,15 +1,17 @@
 """How fast is a training step of PreResNet32 on CIFAR-10, against the loop that people write?
 
-    python -m benchmarks.training [--device cpu] [--steps 20] [--rounds 3]
+    python -m benchmarks.training [--device cpu] [--steps 20] [--rounds 3] [--results FOLDER]
 
-prints a table and writes a record to benchmarks/results/. In each round every variant takes the same number of steps of
-batch 128 in float32; the fastest round counts. The variants:
+prints a table and writes a record, to benchmarks/results/ by default. In each round every variant takes the same number of
+steps of batch 128 in float32; the fastest round counts. The variants:
 
   plain      torchvision's transforms on PIL images, a DataLoader with workers, an eager NCHW model, loss.item() at every step
   eager      explr's step, launched operation by operation (on a CPU this is what explr.train runs)
   captured   the whole step as one CUDA graph (on CUDA this is what explr.train runs)
   compiled   the same with the network compiled by torch.compile
   together   four captured arms side by side; time and images are those of all four
+
+Memory (CUDA only) is what torch's allocator takes from the device for a variant, its graphs included.
 
 The memory-traffic floor of a step (CUDA only) counts, for every convolution, in bytes of the activations: input read and
 output written going forward; output gradient read twice, input read and input gradient written going back; for every
@@ -38,6 +40,7 @@ from torchvision import transforms
 
 from explr.arms import Arm, CapturedArm
 from explr.data import Dataset, cifar10_or_synthetic, epoch_choices
+from explr.files import atomic_write
 from explr.models import preresnet32
 from explr.records import RunConfig, provenance
 
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="steps a round (default: 20 on a CPU, 390 on CUDA)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the record goes")
     options = parser.parse_args()
     device = torch.device(options.device)
     cuda = device.type == "cuda"
@@ -175,14 +179,15 @@ def main() -> None:
     memory = dict.fromkeys(variants, 0)
     for round_number in range(options.rounds + 1):  # the first only warms up
         for name, (_, run) in variants.items():
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
+            if cuda and not round_number:
+                torch.cuda.empty_cache()
+                memory[name] = -torch.cuda.memory_reserved()
             start = time.perf_counter()
             run(steps if round_number or cuda else 2)
             if cuda:
                 torch.cuda.synchronize()
-                memory[name] = torch.cuda.max_memory_allocated()
+            if cuda and not round_number:
+                memory[name] += torch.cuda.memory_reserved()
             if round_number:
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
     floor = traffic(device) / bandwidth(device) if cuda else None
@@ -192,16 +197,17 @@ def main() -> None:
         row: dict[str, Any] = {"variant": name, "ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
         row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH
         if floor is not None:
-            row |= {"floor_share": arms * floor / each, "peak_memory_gib": memory[name] / 2**30}
+            row |= {"floor_share": arms * floor / each, "memory_gib": memory[name] / 2**30}
         rows.append(row)
     print(f"{'variant':10} {'ms/step':>9} {'images/s':>9} {'ratio':>7}" + (f" {'floor':>6} {'GiB':>6}" if cuda else ""))
     for row in rows:
-        extra = f" {row['floor_share']:6.2f} {row['peak_memory_gib']:6.2f}" if cuda else ""
+        extra = f" {row['floor_share']:6.2f} {row['memory_gib']:6.2f}" if cuda else ""
         print(f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f} {row['ratio_to_plain']:7.2f}{extra}")
     origin = provenance(images, device, sum(seconds.values()))
-    path = Path(__file__).parent / "results" / f"training-{device.type}.json"
-    path.write_text(json.dumps({"rows": rows, "batch": BATCH, "steps": steps, "provenance": origin}, indent=1) + "\n")
-    print(f"written to {path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else f"written to {path}")
+    path = options.results / f"training-{device.type}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"rows": rows, "batch": BATCH, "steps": steps, "provenance": origin}, indent=1) + "\n")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Arm:
         trainable: the parameters that are trained, by name.
         optimizer: torch's SGD.
         exponent: the weights are 2**exponent times larger than what ``model`` holds.
+        losses: of the steps of the epoch under way, float64 on the device, shape ``(steps_per_epoch,)``.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, steps: int) -> None:
@@ -60,7 +61,7 @@ class Arm:
         self.optimizer = self._make_optimizer()
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
         self.exponent = 0
-        self._losses = torch.zeros(self.steps_per_epoch, dtype=torch.float64, device=self.device)
+        self.losses = torch.zeros(self.steps_per_epoch, dtype=torch.float64, device=self.device)
         self._right = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def run_epoch(self, epoch: int, after_step: Callable[[], Any] = lambda: None) -> None:
@@ -69,7 +70,7 @@ class Arm:
         choices = epoch_choices(len(self.data.train_labels), self.config.seed, epoch).to(self.device)
         for index, batch in enumerate(choices.batches(self.config.batch_size)):
             loss, logits, labels = self.step(epoch * self.steps_per_epoch + index, batch)
-            self._losses[index] = loss
+            self.losses[index] = loss
             self._right += (logits.argmax(1) == labels).sum()
             after_step()
 
@@ -85,7 +86,7 @@ class Arm:
         Raises:
             ExplrError: if a loss was not finite; the message names the step.
         """
-        losses, count = self._losses.cpu(), len(self.data.train_labels)
+        losses, count = self.losses.cpu(), len(self.data.train_labels)
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
             raise ExplrError(
@@ -107,16 +108,19 @@ class Arm:
             "log_lr": float(self.learning_rates.log_lr[(epoch + 1) * self.steps_per_epoch - 1]),
         }
 
-    def weight_norms(self) -> dict[str, float]:
+    def weight_norms(self, epoch: int) -> dict[str, float]:
         """Return the Euclidean norm of every trainable tensor (summed in float64: squares would overflow float32 first).
 
         Raises:
-            ExplrError: if one is not finite.
+            ExplrError: if one is not finite. The losses of ``epoch`` were, so the last of its steps has done it.
         """
         norms = torch.stack([p.detach().double().norm() for p in self.trainable.values()]).tolist()
         for name, norm in zip(self.trainable, norms, strict=True):
             if not math.isfinite(norm):
-                raise ExplrError(f"the weights {name} have become {norm}: the run has diverged. Lower the learning rate.")
+                step = (epoch + 1) * self.steps_per_epoch - 1
+                raise ExplrError(
+                    f"the norm of {name} is {norm} after step {step}: the run has diverged. Lower the learning rate."
+                )
         return {name: math.ldexp(norm, self.exponent) for name, norm in zip(self.trainable, norms, strict=True)}
 
     @torch.no_grad()
@@ -168,7 +172,7 @@ class Arm:
 
     def _begin(self, epoch: int) -> None:
         """Bring the weights back to their size under weight decay, up to the nearest power of two; forget the last epoch."""
-        self._losses.zero_()
+        self.losses.zero_()
         self._right.zero_()
         exponent = round(self.learning_rates.log_scale[epoch * self.steps_per_epoch] / math.log(2))
         shift, self.exponent = exponent - self.exponent, exponent
@@ -236,10 +240,10 @@ class CapturedArm(Arm):
         with torch.cuda.stream(self._stream):
             return super().epoch_results(epoch)
 
-    def weight_norms(self) -> dict[str, float]:
+    def weight_norms(self, epoch: int) -> dict[str, float]:
         """Return the Euclidean norm of every trainable tensor."""
         with torch.cuda.stream(self._stream):
-            return super().weight_norms()
+            return super().weight_norms(epoch)
 
     def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = True) -> torch.optim.SGD:
         return super()._make_optimizer(self._lr, fused)
@@ -257,7 +261,7 @@ class CapturedArm(Arm):
         rows = self._index * self.config.batch_size + torch.arange(size, device=self.device)
         self._lr.copy_(self._epoch_rates.index_select(0, self._index)[0])
         loss, logits, labels = self._step(self._choices[rows])
-        self._losses.index_copy_(0, self._index, loss.double()[None])
+        self.losses.index_copy_(0, self._index, loss.double()[None])
         self._right += (logits.argmax(1) == labels).sum()
         self._index += 1
 

@@ -64,7 +64,7 @@ class Dataset:
         )
 
     def subset(self, train: int, test: int) -> Dataset:
-        """Return ``train`` and ``test`` images spread evenly over the data set, so that every class is there.
+        """Return ``train`` and ``test`` images, spread evenly over the classes and over the images of each.
 
         Raises:
             ExplrError: if the data set has fewer.
@@ -236,14 +236,15 @@ def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = 
         if root or os.environ.get("EXPLR_DATA"):
             raise
         print(f"Using synthetic images, because {error}")
-        images = synthetic(train or 5000, test or 1000)  # not more: its labels take turns, and a part would miss some
+        images = synthetic(train or 5000, test or 1000)
     if train is None and test is None:
         return images
     return images.subset(train or len(images.train_labels), test or len(images.test_labels))
 
 
 def _spread(labels: Tensor, count: int) -> Tensor:
-    return torch.arange(count, device=labels.device) * len(labels) // count
+    """Return ``count`` rows at even distances in the order of the labels."""
+    return labels.argsort(stable=True)[torch.arange(count, device=labels.device) * len(labels) // count]
 
 
 def _read_torchvision(folder: Path, download: bool) -> Dataset:

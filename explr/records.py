@@ -158,10 +158,12 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
 
 
 def _command() -> str | None:
-    """Return the explr command that is running; None in a notebook or somebody else's program."""
-    program = Path(sys.argv[0])
-    ours = program.name == "explr" or program == Path(__file__).with_name("__main__.py")
-    return " ".join(["explr", *sys.argv[1:]]) if ours else None
+    """Return the explr command that is running, less where its records go; None in a notebook or somebody else's program."""
+    program, words = Path(sys.argv[0]), sys.argv[1:]
+    if program.name != "explr" and program != Path(__file__).with_name("__main__.py"):
+        return None
+    kept = [word for before, word in zip(["", *words], words, strict=False) if "--results" not in (before, word.split("=")[0])]
+    return " ".join(["explr", *kept])
 
 
 def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ difference smaller than a margin that was stated beforehand" (two one-sided t-te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,44 @@ def equivalence_test(first: Sequence[float], second: Sequence[float], margin: fl
 def final_accuracies(runs: Sequence[Run]) -> list[float]:
     """Return the test accuracy after the last epoch of each run, in the order of their seeds."""
     return [run.history["test_accuracy"][-1] for run in sorted(runs, key=lambda run: run.config.seed)]
+
+
+def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: float = 0.005) -> str:
+    """Return a table of final test accuracies in percent: mean and standard deviation of each arm, and its verdict of TOST.
+
+    Args:
+        runs: the records of each arm; seeds that one of them lacks are left out.
+        reference: the arm that the others are tested against.
+        margin: as for :func:`equivalence_test`, as a share of 1: 0.005 is half a percentage point.
+
+    Raises:
+        ExplrError: if there is no such arm, or no seed that all arms have.
+
+    >>> from explr import Run, RunConfig
+    >>> def run(seed, accuracy):
+    ...     return Run(RunConfig(seed=seed), {"test_accuracy": [accuracy]}, {}, {})
+    >>> print(accuracy_table({"decay": [run(0, 0.93), run(1, 0.94)], "texp": [run(0, 0.931), run(1, 0.94)]}, "decay"))
+    decay                  93.50 ± 0.71 %, 2 seeds
+    texp                   93.55 ± 0.64 %, 2 seeds; less decay: -0.27 to +0.37 points, equivalent
+    """
+    if reference not in runs:
+        raise ExplrError(f"there is no arm {reference!r} to compare with: use one of {', '.join(runs)}.")
+    common = set.intersection(*({run.config.seed for run in side} for side in runs.values()))
+    if not common:
+        raise ExplrError(f"the arms {', '.join(runs)} have no seed in common.")
+    final = {arm: final_accuracies([run for run in side if run.config.seed in common]) for arm, side in runs.items()}
+    lines = []
+    for arm, values in final.items():
+        if len(common) == 1:
+            lines.append(f"{arm:22} {100 * values[0]:.2f} %, one seed")
+            continue
+        line = f"{arm:22} {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} %, {len(common)} seeds"
+        if arm != reference:
+            test = equivalence_test(final[reference], values, margin)
+            verdict = "equivalent" if test.equivalent else "not shown to be equivalent"
+            line += f"; less {reference}: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {verdict}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def trajectory_distance(first: Sequence[Run], second: Sequence[Run], quantity: str = "train_loss") -> FloatArray:

@@ -188,13 +188,16 @@ def test_every_image_is_seen_once_an_epoch_and_the_last_batch_is_kept():
     assert torch.cat([batch.index for batch in batches]).sort().values.tolist() == list(range(10))
 
 
-def test_subset_is_spread_over_the_classes():
+@pytest.mark.parametrize("ordered", [True, False])  # class after class, as an image folder is; or taking turns
+def test_subset_is_spread_over_the_classes(ordered):
     data = synthetic(train=200, test=100)
-    ordered = torch.argsort(data.train_labels, stable=True)  # as an image folder is: class after class
-    data = Dataset(data.train_images[ordered], data.train_labels[ordered], data.test_images, data.test_labels, "ordered")
+    rows = torch.argsort(data.train_labels, stable=True) if ordered else torch.arange(200)
+    data = Dataset(data.train_images[rows], data.train_labels[rows], data.test_images, data.test_labels, "gratings")
     small = data.subset(train=50, test=20)
     assert small.train_labels.bincount().tolist() == [5] * 10
-    assert small.name == "ordered, 50 training and 20 test images"
+    assert small.test_labels.bincount().tolist() == [2] * 10
+    assert small.name == "gratings, 50 training and 20 test images"
+    assert sorted(data.subset(200, 100).train_labels.tolist()) == sorted(data.train_labels.tolist())
 
 
 @pytest.mark.parametrize(

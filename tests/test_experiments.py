@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from explr import ExplrError, convert
+from explr import ExplrError, Run, convert
 from explr.__main__ import main
 from explr.data import synthetic
 from explr.experiments import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
@@ -189,7 +189,11 @@ def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
 def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("explr.data.synthetic", lambda: synthetic(train=40, test=20))
     arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/explr", *arguments, "--results", str(tmp_path)])
     assert main([*arguments, "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "figure2 constant-exponential seed 0: test accuracy" in out
-    assert len(list(tmp_path.rglob("*.json"))) == 2
+    records = [Run.load(path) for path in tmp_path.rglob("*.json")]
+    assert len(records) == 2
+    # the command makes the record again anywhere, so it names no folder of this machine
+    assert {record.provenance["command"] for record in records} == {" ".join(["explr", *arguments])}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from explr import ExplrError, Run, RunConfig
-from explr.statistics import equivalence_test, final_accuracies, trajectory_distance
+from explr.statistics import accuracy_table, equivalence_test, final_accuracies, trajectory_distance
 
 values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
 
@@ -79,3 +79,23 @@ def test_bad_input_gets_one_error_that_restates_it(call, part):
     with pytest.raises(ExplrError) as caught:
         call()
     assert part in str(caught.value)
+
+
+def test_accuracy_table_compares_the_seeds_that_all_arms_have():
+    runs = {
+        "decay": [run(1, 0.92), run(0, 0.90), run(2, 0.5)],
+        "same": [run(0, 0.90), run(1, 0.92)],
+        "worse": [run(0, 0.80), run(1, 0.82), run(5, 0.9)],
+    }
+    lines = accuracy_table(runs, "decay").splitlines()
+    assert "91.00 ± 1.41 %, 2 seeds" in lines[0]
+    assert lines[1].endswith("less decay: +0.00 to +0.00 points, equivalent")
+    assert lines[2].endswith("less decay: -10.00 to -10.00 points, not shown to be equivalent")
+    assert accuracy_table({"decay": runs["decay"][:1]}, "decay") == f"{'decay':22} 92.00 %, one seed"
+
+
+def test_accuracy_table_refuses_what_cannot_be_compared():
+    with pytest.raises(ExplrError, match="no arm 'texp'"):
+        accuracy_table({"decay": [run(0, 0.9)]}, "texp")
+    with pytest.raises(ExplrError, match="no seed in common"):
+        accuracy_table({"decay": [run(0, 0.9)], "texp": [run(1, 0.9)]}, "decay")
