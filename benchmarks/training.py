@@ -3,21 +3,23 @@
     python -m benchmarks.training [--device cpu] [--steps 20] [--rounds 3] [--results FOLDER]
 
 prints a table and writes a record, to benchmarks/results/ by default. In each round every variant takes the same number of
-steps of batch 128 in float32; the fastest round counts. The variants:
+steps of batch 128; the fastest round counts. The variants, in float32 where nothing else is said:
 
   plain      torchvision's transforms on PIL images, a DataLoader with workers, an eager NCHW model, loss.item() at every step
   eager      explr's step, launched operation by operation (on a CPU this is what explr.train runs)
   captured   the whole step as one CUDA graph (on CUDA this is what explr.train runs)
   compiled   the same with the network compiled by torch.compile
+  bfloat16   as eager (on CUDA: as captured), with the network in bfloat16 and the weights in float32
   together   four captured arms side by side; time and images are those of all four
 
 Memory (CUDA only) is what torch's allocator takes from the device for a variant, its graphs included.
 
-The memory-traffic floor of a step (CUDA only) counts, for every convolution, in bytes of the activations: input read and
-output written going forward; output gradient read twice, input read and input gradient written going back; for every
-normalisation with its ReLU: input read twice and output written; then input and output gradient read twice and input gradient
-written. Divided by the bandwidth of a large copy on the same device, measured in the same run, it says how long the step would
-take if nothing but memory cost time and only what must be fused were fused.
+A floor of the time of a step in float32 is measured in the same run, and a variant's share of it given. On CUDA memory is what
+costs time. Counted, in bytes of the activations, for every convolution: input read and output written going forward; output
+gradient read twice, input read and input gradient written going back; for every normalisation with its ReLU: input read twice
+and output written; then input and output gradient read twice and input gradient written. The floor is that, divided by the
+bandwidth of a large copy. On a CPU arithmetic is: the floor is the number of floating-point operations of the convolutions
+and the head, forward and back, divided by the speed of a large matrix product.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from explr.arms import Arm, CapturedArm
@@ -92,9 +95,9 @@ def plain(data: Dataset, device: torch.device) -> Variant:
     return run
 
 
-def eager(data: Dataset, device: torch.device) -> Variant:
+def eager(data: Dataset, device: torch.device, precision: str = "float32") -> Variant:
     """Return explr's step without a graph."""
-    arm = Arm(RunConfig(batch_size=BATCH), data, 1_000_000)
+    arm = Arm(RunConfig(batch_size=BATCH, precision=precision), data, 1_000_000)
     choices = epoch_choices(len(data.train_labels), 0, 0).to(device)
     step = 0
 
@@ -108,16 +111,15 @@ def eager(data: Dataset, device: torch.device) -> Variant:
     return run
 
 
-def captured(data: Dataset, *, arms: int = 1, compiled: bool = False) -> Variant:
+def captured(data: Dataset, *, arms: int = 1, compiled: bool = False, precision: str = "float32") -> Variant:
     """Return explr's step as a CUDA graph; an epoch is cut to the number of steps that is asked for."""
     made: dict[int, list[CapturedArm]] = {}
 
     def run(steps: int) -> None:
         if steps not in made:
             part = data.subset(steps * BATCH, 100)
-            made[steps] = [
-                CapturedArm(RunConfig(batch_size=BATCH, seed=seed), part, steps, compiled=compiled) for seed in range(arms)
-            ]
+            configs = [RunConfig(batch_size=BATCH, seed=seed, precision=precision) for seed in range(arms)]
+            made[steps] = [CapturedArm(config, part, steps, compiled=compiled) for config in configs]
         for arm in made[steps]:
             arm.run_epoch(0)
         torch.cuda.synchronize()
@@ -142,18 +144,38 @@ def traffic(device: torch.device) -> float:
     return total
 
 
-def bandwidth(device: torch.device) -> float:
-    """Return bytes per second of a large copy: read and written."""
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+def operations() -> float:
+    """Return the floating-point operations of a step, forward and back."""
+    model = preresnet32()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(BATCH, 3, 32, 32)).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def fastest(action: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest of ten."""
     seconds = math.inf
     for _ in range(10):
-        torch.cuda.synchronize()
         start = time.perf_counter()
+        action()
+        seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+
+def floor_of_a_step(device: torch.device) -> float:
+    """Return the seconds that a step in float32 must take, as the head of this file says."""
+    if device.type == "cpu":
+        left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+        return operations() * fastest(lambda: left @ right) / (2 * 2048**3)
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
         target.copy_(source)
         torch.cuda.synchronize()
-        seconds = min(seconds, time.perf_counter() - start)
-    return 2 * source.nbytes / seconds
+
+    copy()
+    return traffic(device) * fastest(copy) / (2 * source.nbytes)
 
 
 def main() -> None:
@@ -174,7 +196,10 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True
         variants["captured"] = 1, captured(data)
         variants["compiled"] = 1, captured(data, compiled=True)
+        variants["bfloat16"] = 1, captured(data, precision="bfloat16")
         variants["together"] = 4, captured(data, arms=4)
+    else:
+        variants["bfloat16"] = 1, eager(data, device, "bfloat16")
     seconds = dict.fromkeys(variants, math.inf)
     memory = dict.fromkeys(variants, 0)
     for round_number in range(options.rounds + 1):  # the first only warms up
@@ -190,19 +215,20 @@ def main() -> None:
                 memory[name] += torch.cuda.memory_reserved()
             if round_number:
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
-    floor = traffic(device) / bandwidth(device) if cuda else None
+    floor = floor_of_a_step(device)
     rows = []
     for name, (arms, _) in variants.items():
         each = seconds[name] / steps
         row: dict[str, Any] = {"variant": name, "ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
         row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH
-        if floor is not None:
-            row |= {"floor_share": arms * floor / each, "memory_gib": memory[name] / 2**30}
+        row["floor_share"] = arms * floor / each
+        if cuda:
+            row["memory_gib"] = memory[name] / 2**30
         rows.append(row)
-    print(f"{'variant':10} {'ms/step':>9} {'images/s':>9} {'ratio':>7}" + (f" {'floor':>6} {'GiB':>6}" if cuda else ""))
+    print(f"{'variant':10} {'ms/step':>9} {'images/s':>9} {'ratio':>7} {'floor':>6}" + (f" {'GiB':>6}" if cuda else ""))
     for row in rows:
-        extra = f" {row['floor_share']:6.2f} {row['memory_gib']:6.2f}" if cuda else ""
-        print(f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f} {row['ratio_to_plain']:7.2f}{extra}")
+        times = f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f} {row['ratio_to_plain']:7.2f}"
+        print(f"{times} {row['floor_share']:6.2f}" + (f" {row['memory_gib']:6.2f}" if cuda else ""))
     origin = provenance(images, device, sum(seconds.values()))
     path = options.results / f"training-{device.type}.json"
     with atomic_write(path) as temporary:
