@@ -19,9 +19,12 @@ from explr.errors import ExplrError
 CLAIMS = {
     "lr-size": "Too small a learning rate slows optimisation down, too large a one overshoots.",
     "lr-smoothness": "The standard analysis ties the right learning rate to the smoothness of the loss.",
+    "lr-temperature": "SGD at a large learning rate is like a random walk at a high temperature; a lower one lets it settle.",
     "step-decay": "Figure 1: step decay drops the learning rate after given epochs.",
-    "oscillating": "Figure 1: cosine and triangular schedules oscillate, and yet they train networks well.",
-    "explr-trains": "Normalised networks train with a learning rate that is multiplied by 1 + a at every step.",
+    "oscillating": "Figure 1: cosine and triangular schedules raise the learning rate again and again.",
+    "oscillating-trains": "And yet they train networks well.",
+    "norm-benefits": "Batch normalisation helps optimisation.",
+    "explr-trains": "State-of-the-art image networks train with a learning rate that is multiplied by 1 + a at every step.",
     "explr-astronomical": "That learning rate soon reaches astronomical values.",
     "explr-varies": "The growth may vary over the epochs.",
     "explr-power": "Exponential schedules reach, as functions, every network that step-decay schedules reach.",
@@ -30,11 +33,18 @@ CLAIMS = {
     "norm-layer": "The result holds for layer normalisation.",
     "norm-instance": "The result holds for instance normalisation.",
     "effective-lr": "Weight decay together with normalisation acts as an increase of the (effective) learning rate.",
-    "equivalence": "Weight decay + constant rate + BN + momentum gives the networks of an exponential rate + BN + momentum.",
+    "equivalence": (
+        "For commonly used values, weight decay + constant rate + BN + momentum gives the networks of an exponential rate + BN "
+        "+ momentum."
+    ),
     "decaying-exponent": "If the rate decays in steps, the exponent of its counterpart decays.",
     "any-data": "The theorem makes no mention of the data set.",
+    "wd-as-schedule": "Under fairly normal conditions a learning-rate schedule realises the effect of weight decay exactly.",
     "figure2-trajectory": "Figure 2: the trajectory is unchanged when weight decay is turned off and the rate grows.",
-    "figure2-1481": "Figure 2: the growth is 1.481 per iteration, as predicted from rate 0.1 and momentum 0.9.",
+    "figure2-1481": (
+        "Figure 2: the constant 1.481 is what the theory predicts from the original hyperparameters (the caption says: per "
+        "iteration)."
+    ),
     "figure2-norm": "Figure 2: the norm of the second residual block's first convolution grows exponentially.",
     "figure2-ratio": "Figure 2: the squared weight norm divided by the learning rate is constant.",
     "invariant-convnet": "Convnets with normalisation and a fixed output layer are scale-invariant.",
@@ -54,7 +64,6 @@ CLAIMS = {
     "theorem2": "Theorem 2: TEXP generates the networks of step decay.",
     "theorem2-phase": "Theorem 2: entering a phase, the growth becomes smaller and the rate is divided by C_I.",
     "figure5": "Figure 5: step decay and TEXP have similar trajectories and performance.",
-    "wd-as-schedule": "The effect of weight decay can be realised exactly by a schedule of the learning rate.",
 }
 
 _VIEW = "explr"  # key of an output's metadata
@@ -86,7 +95,14 @@ class Claim:
         return f"{text}. {self.caveat}" if self.caveat else text
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"text/plain": str(self)}, {_VIEW: asdict(self)}
+        return {"text/plain": str(self), "text/html": self._html()}, {_VIEW: asdict(self)}
+
+    def _html(self) -> str:
+        verdict, _, rest = str(self).removeprefix(f"[{self.key}] ").partition(": ")
+        return (
+            f'<div class="explr-claim"><p><em>Claim of the source:</em> {html.escape(CLAIMS[self.key])}</p>'
+            f"<p><strong>{verdict}</strong>: {html.escape(rest)}</p></div>"
+        )
 
 
 def claim(

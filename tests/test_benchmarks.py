@@ -1,10 +1,14 @@
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.full_scale import DONE, FAILED, ORDER, TIME_IS_UP, pieces, work
 from explr.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def piece(folder, name, code):
@@ -38,6 +42,19 @@ def test_time_is_kept_and_the_next_call_goes_on(tmp_path):
     assert [log.exists() for _, _, log in todo] == [True, False, False]
     todo[1] = piece(tmp_path, "endless", "pass")
     assert work(todo, minutes=1) == DONE
+
+
+def test_readme_has_the_numbers_of_the_record():
+    record = json.loads((ROOT / "benchmarks/results/training-cpu.json").read_text(encoding="utf-8"))
+    table = [
+        line.split("|")[2:-1] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "| explr" in line
+    ]
+    rows = {row["variant"]: row for row in record["rows"]}
+    for cells, variant in zip(table, ("eager", "bfloat16"), strict=True):
+        row = rows[variant]
+        numbers = (row["ms_per_step"], row["images_per_s"], row["ratio_to_plain"], row["floor_share"])
+        assert [cell.strip() for cell in cells] == [f"{n:.{d}f}" for n, d in zip(numbers, (0, 0, 2, 2), strict=True)]
+    assert 1 / rows["plain"]["floor_share"] < 1.7 < rows["bfloat16"]["ratio_to_plain"]  # what the README concludes
 
 
 @pytest.mark.gpu

@@ -24,7 +24,11 @@ def code_of(notebook):
 
 
 def is_checked(cell):
-    return "NBVAL_CHECK_OUTPUT" in cell.source or any("explr" in output.get("metadata", {}) for output in cell.outputs)
+    return "NBVAL_CHECK_OUTPUT" in cell.source
+
+
+def makes_a_claim(cell):
+    return any("explr" in output.get("metadata", {}) for output in cell.outputs)
 
 
 def pictures_without_words(notebook):
@@ -67,6 +71,12 @@ def faults_of(notebook):
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_has_goals_summary_exercises_with_solutions_and_checked_cells(path):
     assert faults_of(notebooks.read(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbval_compares_every_claim(path):
+    """A verdict that changes must not pass in silence."""
+    assert [cell.source for cell in code_of(notebooks.read(path)) if makes_a_claim(cell) and not is_checked(cell)] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

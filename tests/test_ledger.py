@@ -29,6 +29,12 @@ def test_a_claim_says_what_was_measured_and_what_it_was_held_against():
     assert "holds, with a caveat" in str(claim("lr-size", "steps", 12.0, at_most=20, caveat="On a quadratic."))
 
 
+def test_a_page_shows_the_claim_in_words_and_escapes_what_was_measured():
+    data, _ = claim("lr-size", "a < b", 30.0, at_most=20)._repr_mimebundle_()
+    assert CLAIMS["lr-size"] in data["text/html"]
+    assert "<strong>FAILS</strong>: a &lt; b, measured 30 (at most 20)" in data["text/html"]
+
+
 def test_ledger_reads_verdicts_and_places_from_the_notebooks(tmp_path):
     good, bad = claim("any-data", "error", 1e-12, at_most=1e-10), claim("any-data", "error", 1.0, at_most=1e-10)
     notebook_with(tmp_path, "01-one.ipynb", good, claim("lr-size", "x", 1.0, at_most=2.0, caveat="<Only> here."))
