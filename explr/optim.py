@@ -319,9 +319,11 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     norms = Norms(model, weights, example_inputs or None)
     largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
     smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
-    if not max(largest, *(float(group["lr"]) * factor * factor for group in groups)) < smallest_dtype:
+    rates = [float(group["lr"]) * factor * factor for group in groups]
+    if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
         raise ExplrError(
-            f"factor={factor:g} takes weights or learning rate out of the range of their dtype: use a smaller one."
+            f"factor={factor:g} takes weights, running statistics or learning rate out of the range of their dtype: use a "
+            "smaller one."
         )
     for group, parameters in zip(groups, weights, strict=True):
         scale_weights(optimizer, parameters, factor)

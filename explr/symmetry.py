@@ -82,6 +82,18 @@ class Norms:
         self.joint = not all(self._report.invariant_in(group) for group in groups)
         self._degrees = [self._report.norm_degrees(group) for group in groups]
 
+    def largest_statistic(self, factors: Sequence[float]) -> float:
+        """Return the largest running mean or variance that :meth:`scale_statistics` would leave; inf beyond float64."""
+        found = [0.0]
+        for path, layer in self.layers.items():
+            for name, power in (("running_mean", 1), ("running_var", 2)):
+                statistic = getattr(layer, name, None)
+                try:
+                    found += [] if statistic is None else [float(statistic.abs().max()) * self._factor(path, factors) ** power]
+                except OverflowError:
+                    found.append(math.inf)
+        return max(found)
+
     def scale_statistics(self, factors: Sequence[float]) -> None:
         """Scale running means and variances as if the weights of each group had been multiplied by its factor."""
         for path, layer in self.layers.items():
