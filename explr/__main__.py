@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 def _list_experiments() -> str:
     from explr.experiments import EXPERIMENTS
 
-    return "experiments:\n" + "\n".join(f"  {name:15} {e.shows}; {e.seeds} seeds" for name, e in EXPERIMENTS.items())
+    return "experiments:\n" + "\n".join(
+        f"  {name:15} {e.shows}; {e.seeds} seed{'s' * (e.seeds > 1)}" for name, e in EXPERIMENTS.items()
+    )
 
 
 def _convert(parsed: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ EXPERIMENTS = {
     "figure2": Experiment("fixed learning rate against ExpLR (Figure 2)", _figure2, seeds=3),
     "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
     "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
-    "head": Experiment("frozen against trained last layer (Hoffer et al. 2018b)", _head, seeds=3),
+    "head": Experiment("frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, seeds=3),
     "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
 }
 
@@ -152,11 +152,13 @@ def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list
         (load(name, epochs=MINIATURE_EPOCHS, small=True, results=results), "a miniature, no full-scale record yet", small),
     ):
         if runs:
-            first = next(iter(runs.values()))[0]
-            seeds = max(len(side) for side in runs.values())
-            network = f"{first.config.model}{first.config.model_args or ''}"
-            where = f"{first.provenance['data']}, {first.provenance['device']}"
-            return runs, f"{scale}: {network}, {first.config.epochs} epochs, {seeds} seeds, {where}; made by `{command}`"
+            every = [run for side in runs.values() for run in side]
+            first, seeds = every[0], max(len(side) for side in runs.values())
+            size = {k: v for k, v in first.config.model_args.items() if all(r.config.model_args.get(k) == v for r in every)}
+            count = f"{seeds} seed{'s' * (seeds > 1)}"
+            again = command if seeds == _experiment(name).seeds else f"{command} --seeds {seeds}"
+            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {count}, {first.provenance['data']}"
+            return runs, f"{scale}: {words}, {first.provenance['device']}; made by `{again}`"
     return {}, f"no record yet; `{full}` makes it on a GPU, `{small}` a miniature on a CPU"
 
 

@@ -134,8 +134,8 @@ def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
             if affine
             else f"Freeze or remove the bias, or put a norm before it: {few(biases)}."
             if biases
-            else "Paths that meet must have passed equally many trainable layers since their last norm: add a norm at the end of "
-            "each path, or apply the shortcut's convolution after norm and activation, not on the raw stream."
+            else "Paths that meet must have passed equally many trainable layers since their last norm: add a norm at the end "
+            "of each path, or apply the shortcut's convolution after norm and activation, not on the raw stream."
         )
     degrees = tuple(dict.fromkeys(total_degree(vector) for vector in condition.met))
     node = condition.node

@@ -10,7 +10,7 @@ Every family takes the same five options:
 * ``norm``: the normalisation layer: "batch", "layer" (over channels and space), "group" or "instance";
 * ``num_classes``: outputs;
 * ``affine``: give the normalisation layers trainable scale and shift;
-* ``frozen_head``: keep the last layer at its random start (Hoffer et al. 2018b); a trained one breaks scale invariance;
+* ``frozen_head``: keep the last layer at its random start (Hoffer, Hubara, Soudry 2018); a trained one breaks scale invariance;
 * ``eps``: what normalisation adds to the variance; > 0 makes invariance approximate.
 """
 
