@@ -217,4 +217,4 @@ def _row(entry: Entry) -> str:
 
 def _title(notebook: str) -> str:
     number = re.match(r"0*(\d+)-", notebook)
-    return f"Chapter {number[1]}" if number else notebook
+    return f"Chapter {number[1]}" if number else notebook.removeprefix("appendix-").capitalize()

@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -137,6 +138,19 @@ def browser():
         browser.close()
 
 
+def wider_than_the_screen(tab):
+    """Return nothing if the page does not scroll sideways, else its width and what sticks out."""
+    return tab.evaluate(
+        """() => {
+            const page = document.documentElement;
+            if (page.scrollWidth <= page.clientWidth) return [];
+            const culprits = [...document.querySelectorAll("article *")].filter(
+                (tag) => tag.getBoundingClientRect().right > page.clientWidth + 1);
+            return [page.scrollWidth + " px", ...culprits.map((tag) => tag.outerHTML.slice(0, 120))].slice(0, 6);
+        }"""
+    )
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740)], ids=["desktop", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @every_written_page
@@ -155,14 +169,29 @@ def test_page_opens(page, width, height, theme, site, browser):
     assert tab.locator("article h1").first.is_visible()
     assert [error for error in errors if error != NOT_OURS] == []
     assert missing == []
-    wide = tab.evaluate(
-        """() => {
-            const page = document.documentElement;
-            if (page.scrollWidth <= page.clientWidth) return [];
-            const culprits = [...document.querySelectorAll("article *")].filter(
-                (tag) => tag.getBoundingClientRect().right > page.clientWidth + 1);
-            return [page.scrollWidth + " px", ...culprits.map((tag) => tag.outerHTML.slice(0, 120))].slice(0, 6);
-        }"""
-    )
-    assert wide == [], f"wider than {width} px"
+    assert wider_than_the_screen(tab) == []
+    context.close()
+
+
+@pytest.mark.skipif("MATHJAX" not in os.environ, reason="MATHJAX names no folder with MathJax 3 (npm pack mathjax@3)")
+@every_written_page
+def test_formulas_are_typeset(page, site, browser):
+    """MathJax knows every command that a page uses, and no formula makes a phone's page scroll sideways."""
+    package = Path(os.environ["MATHJAX"])
+
+    def local(route):
+        _, found, path = route.request.url.partition("/npm/mathjax@3/")
+        route.fulfill(path=package / path) if found else route.abort()
+
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    context.route(lambda url: not url.startswith(site), local)
+    tab = context.new_page()
+    tab.goto(f"{site}/{name(page)}", wait_until="load")
+    formulas = tab.locator("article .math").count()
+    if formulas:
+        tab.evaluate("MathJax.startup.promise")
+        assert tab.locator("article mjx-container").count() >= formulas
+        unknown = tab.locator("article mjx-merror, article mjx-mtext[style*=red]")  # how MathJax shows what it does not know
+        assert [formula.inner_html() for formula in unknown.all()] == []
+    assert wider_than_the_screen(tab) == []
     context.close()
