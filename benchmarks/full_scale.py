@@ -1,78 +1,113 @@
 """All that needs a GPU, in order of importance, in pieces: the gpu tests, the benchmark, the full-scale records.
 
-    python -m benchmarks.full_scale [--minutes 10] [--out FOLDER]
+    python -m benchmarks.full_scale [--minutes 9] [--out FOLDER]
 
-works for at most so many minutes and stops; the same command then goes on where it stopped. What is there already is not made
-again, and a run that was cut off goes on from its last whole epoch. Everything that is made lies in the folder ``--out``, the
-records in its ``results``: copy those to ``book/results``, and ``training-cuda.json`` to ``benchmarks/results``. The data come
-from EXPLR_DATA, as always. The exit status is 0 when nothing is left to do, 3 when the time was up, 1 when something failed.
+works for about so many minutes and stops; the same command then goes on. Records that are there are not made again, and a run
+that was cut off goes on from its last whole epoch; tests and benchmark, a minute or two each, begin again. Everything that is
+made lies in the folder ``--out``, the records in its ``results``: copy those to ``book/results``, and ``training-cuda.json`` to
+``benchmarks/results``. The data come from EXPLR_DATA, as always. The exit status is 0 when nothing is left to do, 3 when the
+time was up, 1 when something failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from explr.experiments import EXPERIMENTS, load, run_names
+import torch
 
+from explr.data import cifar10
+from explr.errors import ExplrError
+from explr.experiments import load, run_names
+
+BEGAN = time.monotonic()
 ORDER = ("figure5", "figure2", "head", "normalizations", "schedules", "growth")
 DONE, FAILED, TIME_IS_UP = 0, 1, 3
 
 
-def pieces(out: Path) -> list[tuple[str, list[str], Path]]:
-    """Return (name, command, the file that says it is done) of every piece, the most important first."""
-    python = sys.executable
-    tests = [python, "-m", "pytest", "-m", "gpu", "-q", "tests"]
-    benchmark = [python, "-m", "benchmarks.training", "--device", "cuda", "--results", str(out)]
-    runs = [
-        (name, [python, "-m", "explr", "run", name, "--device", "cuda", "--results", str(out / "results")], out / f"{name}.log")
+@dataclass(frozen=True)
+class Piece:
+    """A command, where its output goes, and how to tell that it need not be run again."""
+
+    name: str
+    command: list[str]
+    log: Path
+    done: Callable[[], bool]
+
+
+def missing(name: str, results: Path) -> int:
+    """Return how many records of an experiment are not there."""
+    return len(run_names(name)) - sum(len(runs) for runs in load(name, results=results).values())
+
+
+def pieces(out: Path) -> list[Piece]:
+    """Return all that is to be made, the most important first."""
+    python, results = sys.executable, out / "results"
+    tests, benchmark = out / "tests.log", out / "benchmark.log"
+    measure = [python, "-m", "benchmarks.training", "--device", "cuda", "--results", str(out)]
+    first = [
+        Piece("tests", [python, "-m", "pytest", "-m", "gpu", "-q", "tests"], tests, tests.exists),
+        Piece("benchmark", measure, benchmark, benchmark.exists),
+    ]
+    run = [python, "-m", "explr", "run", "--device", "cuda", "--results", str(results)]
+    return first + [
+        Piece(name, [*run, name], out / f"{name}.log", lambda name=name: missing(name, results) == 0)  # type: ignore[misc]
         for name in ORDER
     ]
-    return [("tests", tests, out / "tests.log"), ("benchmark", benchmark, out / "benchmark.log"), *runs]
 
 
-def work(todo: Sequence[tuple[str, list[str], Path]], minutes: float) -> int:
-    """Do one piece after another until the time is up; a piece's log gets its final name when the piece is done."""
-    end, status = time.monotonic() + 60.0 * minutes, DONE
-    for name, command, log in todo:
-        if log.exists():
+def work(todo: Sequence[Piece], end: float) -> int:
+    """Do one piece after another until ``time.monotonic()`` reaches ``end``; a log gets its name when its piece is done."""
+    status = DONE
+    for piece in todo:
+        if piece.done():
             continue
-        log.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = log.with_suffix(".part")
-        print(f"{name}: {' '.join(command[1:])}", flush=True)
+        piece.log.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = piece.log.with_suffix(".part")
+        print(f"{piece.name}: {' '.join(piece.command[1:])}", flush=True)
+        left, quiet = max(end - time.monotonic(), 0.1), {**os.environ, "TQDM_DISABLE": "1"}
         try:
-            with unfinished.open("a", encoding="utf-8") as stream:
-                subprocess.run(
-                    command, stdout=stream, stderr=subprocess.STDOUT, check=True, timeout=max(end - time.monotonic(), 0.1),
-                    env={**os.environ, "TQDM_DISABLE": "1"},
-                )  # fmt: skip
+            with unfinished.open("w", encoding="utf-8") as log:
+                subprocess.run(piece.command, stdout=log, stderr=subprocess.STDOUT, check=True, timeout=left, env=quiet)
         except subprocess.TimeoutExpired:
             print("the time is up; the same command goes on from here", flush=True)
-            return TIME_IS_UP
+            return status or TIME_IS_UP
         except subprocess.CalledProcessError:
-            print(f"{name} failed, see {unfinished}:\n{unfinished.read_text(encoding='utf-8')[-2000:]}", flush=True)
             status = FAILED  # the rest does not depend on it
+            print(f"{piece.name} failed, see {unfinished}:", flush=True)
         else:
-            unfinished.replace(log)
-            print(log.read_text(encoding="utf-8")[-2000:], flush=True)
+            unfinished = unfinished.replace(piece.log)
+            if not piece.done():
+                status = FAILED
+                print(f"{piece.name} ended without an error, and yet is not complete", flush=True)
+        print(unfinished.read_text(encoding="utf-8", errors="replace")[-2000:], flush=True)
     return status
 
 
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Make all that needs a GPU, the most important first.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="stop after so long (default: 10)")
-    parser.add_argument("--out", type=Path, default=Path("_build/full-scale"), help="where everything goes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after about so long (default: 9)")
+    parser.add_argument("--out", type=Path, default=Path("full-scale"), help="where everything goes (default: full-scale)")
     options = parser.parse_args()
-    status = work(pieces(options.out), options.minutes)
-    for name in EXPERIMENTS:
-        made = sum(len(runs) for runs in load(name, results=options.out / "results").values())
-        print(f"{name}: {made} of {len(run_names(name))} records")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # so that what runs is stopped as well
+    try:
+        if not torch.cuda.is_available():
+            raise ExplrError("there is no CUDA device here, and all of this needs one.")
+        cifar10()  # the stand-in would do for no full-scale record
+    except ExplrError as error:
+        print(f"full_scale: {error}", file=sys.stderr)
+        return FAILED
+    status = work(pieces(options.out), BEGAN + 60.0 * options.minutes)
+    for name in ORDER:
+        print(f"{name}: {missing(name, options.out / 'results')} of {len(run_names(name))} records are missing")
     return status
 
 

@@ -12,7 +12,7 @@ steps of batch 128; the fastest round counts. The variants, in float32 where not
   bfloat16   as eager (on CUDA: as captured), with the network in bfloat16 and the weights in float32
   together   four captured arms side by side; time and images are those of all four
 
-Memory (CUDA only) is what torch's allocator takes from the device for a variant, its graphs included.
+Memory (CUDA only) is what torch's allocator takes for a variant: network, graphs and its own copy of the images.
 
 A floor of the time of a step in float32 is measured in the same run, and a variant's share of it given. On CUDA memory is what
 costs time. Counted, in bytes of the activations, for every convolution: input read and output written going forward; output
@@ -163,7 +163,7 @@ def fastest(action: Callable[[], Any]) -> float:
 
 
 def floor_of_a_step(device: torch.device) -> float:
-    """Return the seconds that a step in float32 must take, as the head of this file says."""
+    """Return the seconds that a step in float32 would take at best, as the head of this file counts it."""
     if device.type == "cpu":
         left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
         return operations() * fastest(lambda: left @ right) / (2 * 2048**3)
@@ -191,22 +191,25 @@ def main() -> None:
     steps = options.steps or (390 if cuda else 20)
     images = cifar10_or_synthetic()
     data = images.to(device)
-    variants: dict[str, tuple[int, Variant]] = {"plain": (1, plain(images, device)), "eager": (1, eager(data, device))}
+    make: dict[str, Callable[[], Variant]] = {"plain": lambda: plain(images, device), "eager": lambda: eager(data, device)}
     if cuda:
         torch.backends.cudnn.benchmark = True
-        variants["captured"] = 1, captured(data)
-        variants["compiled"] = 1, captured(data, compiled=True)
-        variants["bfloat16"] = 1, captured(data, precision="bfloat16")
-        variants["together"] = 4, captured(data, arms=4)
+        make["captured"] = lambda: captured(data)
+        make["compiled"] = lambda: captured(data, compiled=True)
+        make["bfloat16"] = lambda: captured(data, precision="bfloat16")
+        make["together"] = lambda: captured(data, arms=4)
     else:
-        variants["bfloat16"] = 1, eager(data, device, "bfloat16")
-    seconds = dict.fromkeys(variants, math.inf)
-    memory = dict.fromkeys(variants, 0)
+        make["bfloat16"] = lambda: eager(data, device, "bfloat16")
+    variants: dict[str, Variant] = {}
+    seconds, memory = dict.fromkeys(make, math.inf), dict.fromkeys(make, 0)
     for round_number in range(options.rounds + 1):  # the first only warms up
-        for name, (_, run) in variants.items():
+        for name in make:
             if cuda and not round_number:
                 torch.cuda.empty_cache()
                 memory[name] = -torch.cuda.memory_reserved()
+            if not round_number:
+                variants[name] = make[name]()
+            run = variants[name]
             start = time.perf_counter()
             run(steps if round_number or cuda else 2)
             if cuda:
@@ -217,7 +220,8 @@ def main() -> None:
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
     floor = floor_of_a_step(device)
     rows = []
-    for name, (arms, _) in variants.items():
+    for name in make:
+        arms = 4 if name == "together" else 1
         each = seconds[name] / steps
         row: dict[str, Any] = {"variant": name, "ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
         row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description=f"{about[0].upper()}{about[1:]}. Runs that have a record are not made again; a run that was killed goes on "
         "from its last whole epoch.",
         epilog=_list_experiments(),
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("name", nargs="?", metavar="NAME", help="the experiment (see below)")

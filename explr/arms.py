@@ -84,7 +84,7 @@ class Arm:
         """Wait for the epoch to end and return the row that it adds to ``Run.history``.
 
         Raises:
-            ExplrError: if a loss was not finite; the message names the step.
+            ExplrError: if a loss or a weight is not finite; the message names the step.
         """
         losses, count = self.losses.cpu(), len(self.data.train_labels)
         bad = (~losses.isfinite()).nonzero()
@@ -93,6 +93,7 @@ class Arm:
                 f"the loss of step {epoch * self.steps_per_epoch + int(bad[0])} is {float(losses[bad[0]])}: the run has "
                 "diverged. Lower the learning rate, or the growth that the weight decay stands for."
             )
+        self.weight_norms(epoch)  # the test loss would only say that something is wrong
         sizes = torch.full((self.steps_per_epoch,), self.config.batch_size, dtype=torch.float64)
         sizes[-1] = count - (self.steps_per_epoch - 1) * self.config.batch_size
         test_loss, test_accuracy = self.evaluate()

@@ -141,24 +141,27 @@ def load(
 
 
 def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
-    """Return the records of an experiment at full scale, or the miniature while there are none, and what they are in words.
+    """Return the records of an experiment at full scale, else the miniature, and what they are in words.
 
-    The dictionary is empty if there is neither; the words then say how to make the records.
+    Records count once every arm has a seed in common with the others, and then those seeds do. The dictionary is empty if there
+    is neither; the words then say how to make the records.
     """
     full = f"explr run {name}"
     small = f"explr run {name} --epochs {MINIATURE_EPOCHS} --small"
     for runs, scale, command in (
         (load(name, results=results), "full scale", full),
-        (load(name, epochs=MINIATURE_EPOCHS, small=True, results=results), "a miniature, no full-scale record yet", small),
+        (load(name, epochs=MINIATURE_EPOCHS, small=True, results=results), "a miniature, full scale is missing", small),
     ):
-        if runs:
+        runs = _with_common_seeds(runs)
+        if len(runs) == len(_experiment(name).arms(EPOCHS, STEPS_PER_EPOCH)):
             every = [run for side in runs.values() for run in side]
-            first, seeds = every[0], max(len(side) for side in runs.values())
+            first, seeds = every[0], len(every) // len(runs)
             size = {k: v for k, v in first.config.model_args.items() if all(r.config.model_args.get(k) == v for r in every)}
             count = f"{seeds} seed{'s' * (seeds > 1)}"
             again = command if seeds == _experiment(name).seeds else f"{command} --seeds {seeds}"
-            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {count}, {first.provenance['data']}"
-            return runs, f"{scale}: {words}, {first.provenance['device']}; made by `{again}`"
+            data, devices = (", ".join(sorted({r.provenance[key] for r in every})) for key in ("data", "device"))
+            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {count}, {data}, {devices}"
+            return runs, f"{scale}: {words}; made by `{again}`"
     return {}, f"no record yet; `{full}` makes it on a GPU, `{small}` a miniature on a CPU"
 
 
@@ -234,6 +237,12 @@ def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
     if (run.config, run.provenance["data"]) != (config, data.name):
         raise ExplrError(f"{path} is the record of another run, on {run.provenance['data']}: move it away to make this one.")
     return run
+
+
+def _with_common_seeds(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    seeds = [{run.config.seed for run in side} for side in runs.values()]
+    common = set.intersection(*seeds) if seeds else set()
+    return {arm: [run for run in side if run.config.seed in common] for arm, side in runs.items()} if common else {}
 
 
 def _experiment(name: str) -> Experiment:

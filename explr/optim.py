@@ -295,7 +295,7 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
 
     Raises:
         ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
-            scale-invariant in its parameters. Nothing has changed then.
+            scale-invariant in its parameters, or a number would leave its range. Nothing has changed then.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
@@ -319,16 +319,19 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     norms = Norms(model, weights, example_inputs or None)
     largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
     smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
-    rates = [float(group["lr"]) * factor * factor for group in groups]
+    square = factor * factor
+    rates = [float(group["lr"]) * square for group in groups]
     if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
         raise ExplrError(
-            f"factor={factor:g} takes weights, running statistics or learning rate out of the range of their dtype: use a "
-            "smaller one."
+            f"factor={factor:g} takes weights, the variance that a norm sees, or learning rate out of the range of their "
+            "dtype: use a smaller one."
         )
+    if not (square and all(float(group["weight_decay"]) / square < math.inf for group in groups)):
+        raise ExplrError(f"factor={factor:g} takes learning rate or weight decay out of the range of floats: use a larger one.")
     for group, parameters in zip(groups, weights, strict=True):
         scale_weights(optimizer, parameters, factor)
-        _set_lr(group, float(group["lr"]) * factor**2)
-        group["weight_decay"] = float(group["weight_decay"]) / factor**2
+        _set_lr(group, float(group["lr"]) * square)
+        group["weight_decay"] = float(group["weight_decay"]) / square
     norms.scale_statistics([factor] * len(groups))
     norms.scale_eps([factor] * len(groups))
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -158,12 +159,17 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
 
 
 def _command() -> str | None:
-    """Return the explr command that is running, less where its records go; None in a notebook or somebody else's program."""
+    """Return the command of ours that is running, less the folders of this machine; None in a notebook or another program."""
     program, words = Path(sys.argv[0]), sys.argv[1:]
-    if program.name != "explr" and program != Path(__file__).with_name("__main__.py"):
+    if program.name == "explr" or program == Path(__file__).with_name("__main__.py"):
+        command = ["explr"]
+    elif program.parent == Path(__file__).parent.parent / "benchmarks":
+        command = ["python", "-m", f"benchmarks.{program.stem}"]
+    else:
         return None
-    kept = [word for before, word in zip(["", *words], words, strict=False) if "--results" not in (before, word.split("=")[0])]
-    return " ".join(["explr", *kept])
+    folders = {"--results", "--data"}
+    command += [word for before, word in zip(["", *words], words, strict=False) if not folders & {before, word.split("=")[0]}]
+    return shlex.join(command + ["--data", "synthetic"] * ("synthetic" in words))
 
 
 def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:
@@ -179,12 +185,13 @@ def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _commit() -> str | None:
-    """Return the commit of the explr that is running, "+changes" if its files differ from it; None outside a checkout."""
+    """Return the commit of the code that is running, "+changes" if its files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+        status = [*git, "status", "--porcelain", ".", "../benchmarks/*.py"]
+        changes = subprocess.run(status, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

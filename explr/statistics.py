@@ -82,23 +82,28 @@ def final_accuracies(runs: Sequence[Run]) -> list[float]:
 def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: float = 0.005) -> str:
     """Return a table of final test accuracies in percent: mean and standard deviation of each arm, and its verdict of TOST.
 
+    With the verdict comes the 90 % confidence interval of the paired difference to the reference, in percentage points.
+
     Args:
         runs: the records of each arm; seeds that one of them lacks are left out.
         reference: the arm that the others are tested against.
         margin: as for :func:`equivalence_test`, as a share of 1: 0.005 is half a percentage point.
 
     Raises:
-        ExplrError: if there is no such arm, or no seed that all arms have.
+        ExplrError: if there is no such arm, a seed occurs twice in one, or no seed occurs in all.
 
     >>> from explr import Run, RunConfig
     >>> def run(seed, accuracy):
     ...     return Run(RunConfig(seed=seed), {"test_accuracy": [accuracy]}, {}, {})
     >>> print(accuracy_table({"decay": [run(0, 0.93), run(1, 0.94)], "texp": [run(0, 0.931), run(1, 0.94)]}, "decay"))
     decay                  93.50 ± 0.71 %, 2 seeds
-    texp                   93.55 ± 0.64 %, 2 seeds; less decay: -0.27 to +0.37 points, equivalent
+    texp                   93.55 ± 0.64 %, 2 seeds; less decay, 90 %: -0.27 to +0.37 points, equivalent
     """
     if reference not in runs:
         raise ExplrError(f"there is no arm {reference!r} to compare with: use one of {', '.join(runs)}.")
+    for arm, side in runs.items():
+        if len({run.config.seed for run in side}) < len(side):
+            raise ExplrError(f"the arm {arm!r} has two runs of the same seed: leave one out.")
     common = set.intersection(*({run.config.seed for run in side} for side in runs.values()))
     if not common:
         raise ExplrError(f"the arms {', '.join(runs)} have no seed in common.")
@@ -112,7 +117,7 @@ def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: fl
         if arm != reference:
             test = equivalence_test(final[reference], values, margin)
             verdict = "equivalent" if test.equivalent else "not shown to be equivalent"
-            line += f"; less {reference}: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {verdict}"
+            line += f"; less {reference}, 90 %: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {verdict}"
         lines.append(line)
     return "\n".join(lines)
 

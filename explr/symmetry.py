@@ -83,15 +83,19 @@ class Norms:
         self._degrees = [self._report.norm_degrees(group) for group in groups]
 
     def largest_statistic(self, factors: Sequence[float]) -> float:
-        """Return the largest running mean or variance that :meth:`scale_statistics` would leave; inf beyond float64."""
+        """Return the largest mean, variance or eps that the norms would have; inf beyond float64.
+
+        Where a norm keeps no running variance, that of its input is taken to be of order one.
+        """
         found = [0.0]
         for path, layer in self.layers.items():
-            for name, power in (("running_mean", 1), ("running_var", 2)):
-                statistic = getattr(layer, name, None)
-                try:
-                    found += [] if statistic is None else [float(statistic.abs().max()) * self._factor(path, factors) ** power]
-                except OverflowError:
-                    found.append(math.inf)
+            try:
+                factor = self._factor(path, factors)
+            except OverflowError:
+                return math.inf
+            mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+            found.append(factor * (0.0 if mean is None else float(mean.abs().max())))
+            found.append(factor * factor * max(layer.eps, 1.0 if variance is None else float(variance.max())))
         return max(found)
 
     def scale_statistics(self, factors: Sequence[float]) -> None:

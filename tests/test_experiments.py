@@ -7,6 +7,7 @@ from explr import ExplrError, Run, convert
 from explr.__main__ import main
 from explr.data import synthetic
 from explr.experiments import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
+from explr.records import _command
 from explr.training import train_together
 
 
@@ -110,14 +111,21 @@ def test_every_experiment_can_be_listed_and_loaded(name, tmp_path):
 def test_best_records_prefer_full_scale_and_say_what_they_are(small, tmp_path):
     runs, words = best_records("figure2", tmp_path)
     assert runs == {} and "explr run figure2 --epochs 16 --small" in words
-    (run,) = [
-        run for _, _, run in run_experiment("head", synthetic(40, 20), seeds=1, epochs=1, device="cpu", results=tmp_path)
-    ][:1]
-    run.save(record_folder("figure2", epochs=16, small=True, results=tmp_path) / "constant-decay-seed0.json")
-    runs, words = best_records("figure2", tmp_path)
-    assert runs == {"constant-decay": [run]} and words.startswith("a miniature, no full-scale record yet: preresnet")
-    run.save(record_folder("figure2", results=tmp_path) / "constant-decay-seed0.json")
-    assert best_records("figure2", tmp_path)[1].startswith("full scale: preresnet")
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    made = [run for _, _, run in run_experiment("figure2", synthetic(40, 20), **options)]
+    arms = ("constant-decay", "constant-exponential")
+    for folder, scale in (
+        (record_folder("figure2", epochs=16, small=True, results=tmp_path), "a miniature, full scale is missing: preresnet"),
+        (record_folder("figure2", results=tmp_path), "full scale: preresnet"),
+    ):
+        before = best_records("figure2", tmp_path)
+        made[0].save(folder / f"{arms[0]}-seed0.json")
+        assert best_records("figure2", tmp_path) == before  # one arm cannot be compared
+        made[1].save(folder / f"{arms[1]}-seed0.json")
+        dataclasses.replace(made[1], config=dataclasses.replace(made[1].config, seed=1)).save(folder / f"{arms[1]}-seed1.json")
+        runs, words = best_records("figure2", tmp_path)
+        assert runs == {arm: [run] for arm, run in zip(arms, made, strict=True)}  # the second seed is alone
+        assert words.startswith(scale) and ", 1 seed, synthetic" in words and "--seeds 1" in words
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
@@ -189,6 +197,10 @@ def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
 def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("explr.data.synthetic", lambda: synthetic(train=40, test=20))
     arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/explr", *arguments, "--results", str(tmp_path)])
+    assert _command() == " ".join(["explr", *arguments])
+    monkeypatch.setattr("sys.argv", ["explr", "run", "--data", "/my/folder", "--results=/here", "head", "--data=/there"])
+    assert _command() == "explr run head"
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/explr", *arguments, "--results", str(tmp_path)])
     assert main([*arguments, "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out

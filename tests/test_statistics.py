@@ -89,13 +89,15 @@ def test_accuracy_table_compares_the_seeds_that_all_arms_have():
     }
     lines = accuracy_table(runs, "decay").splitlines()
     assert "91.00 ± 1.41 %, 2 seeds" in lines[0]
-    assert lines[1].endswith("less decay: +0.00 to +0.00 points, equivalent")
-    assert lines[2].endswith("less decay: -10.00 to -10.00 points, not shown to be equivalent")
+    assert lines[1].endswith("less decay, 90 %: +0.00 to +0.00 points, equivalent")
+    assert lines[2].endswith("less decay, 90 %: -10.00 to -10.00 points, not shown to be equivalent")
     assert accuracy_table({"decay": runs["decay"][:1]}, "decay") == f"{'decay':22} 92.00 %, one seed"
 
 
 def test_accuracy_table_refuses_what_cannot_be_compared():
     with pytest.raises(ExplrError, match="no arm 'texp'"):
         accuracy_table({"decay": [run(0, 0.9)]}, "texp")
+    with pytest.raises(ExplrError, match="'texp' has two runs of the same seed"):
+        accuracy_table({"decay": [run(0, 0.9)], "texp": [run(0, 0.9), run(0, 0.8)]}, "decay")
     with pytest.raises(ExplrError, match="no seed in common"):
         accuracy_table({"decay": [run(0, 0.9)], "texp": [run(1, 0.9)]}, "decay")

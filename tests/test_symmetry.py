@@ -340,6 +340,7 @@ def begins_with_an_embedding(net, optimizer):
         (lambda net, optimizer: ExpLR(optimizer, model=network()), ["parameters that the model has not"]),
         (lambda net, optimizer: rescale(net, optimizer, "two"), ["factor"]),
         (lambda net, optimizer: rescale(net, optimizer, 1e200), ["factor=1e+200", "smaller"]),
+        (lambda net, optimizer: rescale(net, optimizer, 1e-200), ["factor=1e-200", "larger"]),
         (lambda net, optimizer: rescale(net, torch.optim.Adam(net.parameters()), 2.0), ["Adam"]),
         (in_eval_mode, ["eval"]),
         (begins_with_an_embedding, ["example_inputs"]),
@@ -371,6 +372,21 @@ def test_a_renormalised_state_needs_a_model():
     net = network()
     with pytest.raises(ExplrError, match="build ExpLR with model="):
         renormalised_state_without_a_model(net, sgd(net))
+
+
+@pytest.mark.parametrize("norm, dtype, factor", [(nn.LayerNorm, torch.float32, 1e10), (nn.BatchNorm1d, torch.float64, 1e80)])
+def test_rescaling_is_refused_where_only_the_norms_would_overflow(norm, dtype, factor):
+    """Behind two linear layers the degree is 2: the variance grows with the fourth power of the factor."""
+    affine = {"elementwise_affine": False} if norm is nn.LayerNorm else {"affine": False}
+    layers = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), norm(8, **affine)
+    net = nn.Sequential(*layers).to(dtype)
+    optimizer = sgd(net)
+    before = net[0].weight.detach().clone()
+    with pytest.raises(ExplrError, match="variance that a norm sees"):
+        rescale(net, optimizer, factor)
+    assert torch.equal(net[0].weight, before)
+    rescale(net, optimizer, 2.0)
+    assert net(torch.randn(4, 8, dtype=dtype)).isfinite().all()
 
 
 def test_rescaling_beside_an_explr_is_refused():
