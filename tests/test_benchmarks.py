@@ -80,7 +80,7 @@ def test_readme_has_the_numbers_of_the_record():
         row = rows[variant]
         numbers = (row["ms_per_step"], row["images_per_s"], row["ratio_to_plain"], row["floor_share"])
         assert [cell.strip() for cell in cells] == [f"{n:.{d}f}" for n, d in zip(numbers, (0, 0, 2, 2), strict=True)]
-    assert 1 / rows["plain"]["floor_share"] < 1.7 < rows["bfloat16"]["ratio_to_plain"]  # what the README concludes
+    assert f"{1 / rows['plain']['floor_share']:.2f} times as fast as the plain one" in " ".join(" ".join(readme).split())
 
 
 @pytest.mark.gpu
