@@ -120,8 +120,9 @@ def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_ou
     assert any("never executed" in fault for fault in faults_of(chapter))
 
 
-def test_the_ledger_covers_the_source_and_no_claim_fails():
+def test_the_ledger_covers_the_source_and_fails_only_where_the_book_says_why():
     entries = ledger(BOOK)
-    assert [entry.key for entry in entries if entry.verdict == "FAILS"] == []
-    measured = [entry.key for entry in entries if entry.measurements]
-    assert len(measured) >= 25, f"only {len(measured)} of {len(entries)} claims are measured: {measured}"
+    assert len(entries) >= 25
+    assert [entry.key for entry in entries if not entry.measurements] == []
+    # Chapter 6 and the ledger discuss it; a full-scale record may overturn it.
+    assert [entry.key for entry in entries if entry.verdict == "FAILS"] == ["head-accuracy"]
