@@ -170,6 +170,11 @@ def test_page_opens(page, width, height, theme, site, browser):
     assert [error for error in errors if error != NOT_OURS] == []
     assert missing == []
     assert wider_than_the_screen(tab) == []
+    narrow = tab.evaluate(
+        """() => [...document.querySelectorAll("article :is(td, th)")].map((cell) => [cell.clientWidth, cell.innerText.trim()])
+            .filter(([width, text]) => width < 40 && text.replace(/\\W/g, "").length > 6)"""
+    )
+    assert narrow == [], "columns that break words into letters"
     context.close()
 
 
