@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,6 +48,11 @@ def missing(name: str, results: Path) -> int:
     return len(run_names(name)) - sum(len(runs) for runs in load(name, results=results).values())
 
 
+def complete(name: str, results: Path) -> bool:
+    """Return whether all records of an experiment are there."""
+    return missing(name, results) == 0
+
+
 def pieces(out: Path) -> list[Piece]:
     """Return all that is to be made, the most important first."""
     python, results = sys.executable, out / "results"
@@ -57,10 +63,7 @@ def pieces(out: Path) -> list[Piece]:
         Piece("benchmark", measure, benchmark, benchmark.exists),
     ]
     run = [python, "-m", "explr", "run", "--device", "cuda", "--results", str(results)]
-    return first + [
-        Piece(name, [*run, name], out / f"{name}.log", lambda name=name: missing(name, results) == 0)  # type: ignore[misc]
-        for name in ORDER
-    ]
+    return first + [Piece(name, [*run, name], out / f"{name}.log", partial(complete, name, results)) for name in ORDER]
 
 
 def work(todo: Sequence[Piece], end: float) -> int:

@@ -80,8 +80,8 @@ class Arm:
         with _convolutions(self.config.precision):
             return self._step(batch)
 
-    def epoch_results(self, epoch: int) -> dict[str, float]:
-        """Wait for the epoch to end and return the row that it adds to ``Run.history``.
+    def epoch_results(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Wait for the epoch to end; return the row that it adds to ``Run.history``, and that to ``Run.weight_norms``.
 
         Raises:
             ExplrError: if a loss or a weight is not finite; the message names the step.
@@ -93,7 +93,7 @@ class Arm:
                 f"the loss of step {epoch * self.steps_per_epoch + int(bad[0])} is {float(losses[bad[0]])}: the run has "
                 "diverged. Lower the learning rate, or the growth that the weight decay stands for."
             )
-        self.weight_norms(epoch)  # the test loss would only say that something is wrong
+        norms = self._weight_norms(epoch)  # before the test loss, which would only say that something is wrong
         sizes = torch.full((self.steps_per_epoch,), self.config.batch_size, dtype=torch.float64)
         sizes[-1] = count - (self.steps_per_epoch - 1) * self.config.batch_size
         test_loss, test_accuracy = self.evaluate()
@@ -101,24 +101,21 @@ class Arm:
             raise ExplrError(
                 f"the test loss after epoch {epoch + 1} is {test_loss}: the run has diverged. Lower the learning rate."
             )
-        return {
+        row = {
             "train_loss": float(losses @ sizes) / count,
             "train_accuracy": int(self._right) / count,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             "log_lr": float(self.learning_rates.log_lr[(epoch + 1) * self.steps_per_epoch - 1]),
         }
+        return row, norms
 
-    def weight_norms(self, epoch: int) -> dict[str, float]:
-        """Return the Euclidean norm of every trainable tensor (summed in float64: squares would overflow float32 first).
-
-        Raises:
-            ExplrError: if one is not finite. The losses of ``epoch`` were, so the last of its steps has done it.
-        """
+    def _weight_norms(self, epoch: int) -> dict[str, float]:
+        """Return the Euclidean norm of every trainable tensor (summed in float64: squares would overflow float32 first)."""
         norms = torch.stack([p.detach().double().norm() for p in self.trainable.values()]).tolist()
         for name, norm in zip(self.trainable, norms, strict=True):
             if not math.isfinite(norm):
-                step = (epoch + 1) * self.steps_per_epoch - 1
+                step = (epoch + 1) * self.steps_per_epoch - 1  # the losses were finite, so the last step has done it
                 raise ExplrError(
                     f"the norm of {name} is {norm} after step {step}: the run has diverged. Lower the learning rate."
                 )
@@ -236,15 +233,10 @@ class CapturedArm(Arm):
         """Refuse: the steps of this arm are in its graphs."""
         raise ExplrError("a captured arm takes whole epochs: call run_epoch, or use an Arm.")
 
-    def epoch_results(self, epoch: int) -> dict[str, float]:
-        """Wait for the epoch to end and return the row that it adds to ``Run.history``."""
+    def epoch_results(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Wait for the epoch to end; return what it adds to the record."""
         with torch.cuda.stream(self._stream):
             return super().epoch_results(epoch)
-
-    def weight_norms(self, epoch: int) -> dict[str, float]:
-        """Return the Euclidean norm of every trainable tensor."""
-        with torch.cuda.stream(self._stream):
-            return super().weight_norms(epoch)
 
     def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = True) -> torch.optim.SGD:
         return super()._make_optimizer(self._lr, fused)

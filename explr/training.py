@@ -107,7 +107,7 @@ def train_together(
             for _, arm in due:
                 arm.run_epoch(epoch, after_step=bar.update)
             for index, arm in due:
-                states[index].add(arm.epoch_results(epoch), arm.weight_norms(epoch))
+                states[index].add(*arm.epoch_results(epoch))
             for index, arm in due:
                 states[index].seconds += (time.perf_counter() - start) / len(due)
                 if files:
