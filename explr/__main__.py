@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--epochs", type=int, help="length of a run (default: 200, as in the source); milestones move with it")
     sub.add_argument("--small", action="store_true", help="a smaller network on a fifth of the images, for a CPU")
+    sub.add_argument(
+        "--precision",
+        default="float32",
+        help="of the layers: float32 (default), tf32, bfloat16 or float64; which is fastest depends on the machine",
+    )
     sub.add_argument("--together", type=int, help="number of runs that share the device (default: 4 on a GPU, 1 on a CPU)")
     sub.add_argument("--seeds", type=int, help="number of seeds (default: as many as the book uses)")
     sub.add_argument("--device", help="where to train, as torch names it (default: cuda if there is one, else cpu)")
@@ -162,6 +167,7 @@ def _run(parsed: argparse.Namespace) -> None:
             seeds=parsed.seeds,
             epochs=experiments.EPOCHS if parsed.epochs is None else parsed.epochs,
             small=parsed.small,
+            precision=parsed.precision,
             device=parsed.device,
             together=parsed.together,
             results=parsed.results,

@@ -7,15 +7,18 @@ their own and never take the place of full runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock
 
 from explr.data import Dataset
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
+from explr.files import release, try_lock
 from explr.records import Regime, Run, RunConfig
 from explr.training import pick_device, train_together
 
@@ -113,26 +116,39 @@ def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
 
 
 def record_folder(
-    name: str, *, epochs: int = EPOCHS, small: bool = False, stand_in: bool = False, results: Path | None = None
+    name: str,
+    *,
+    epochs: int = EPOCHS,
+    small: bool = False,
+    precision: str = "float32",
+    stand_in: bool = False,
+    results: Path | None = None,
 ) -> Path:
-    """Return where the records of an experiment lie.
+    """Return where the records of an experiment lie: everything but the defaults is in the folder's name.
 
-    >>> record_folder("figure5", epochs=16, small=True).name
-    'figure5-16-epochs-small'
+    >>> record_folder("figure5", epochs=20, precision="bfloat16").name
+    'figure5-20-epochs-bfloat16'
     """
-    parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["small"] * small + ["stand-in"] * stand_in
+    parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["small"] * small
+    parts += [precision] * (precision != "float32") + ["stand-in"] * stand_in
     return (results or results_folder()) / "-".join(parts)
 
 
 def load(
-    name: str, *, epochs: int = EPOCHS, small: bool = False, stand_in: bool = False, results: Path | None = None
+    name: str,
+    *,
+    epochs: int = EPOCHS,
+    small: bool = False,
+    precision: str = "float32",
+    stand_in: bool = False,
+    results: Path | None = None,
 ) -> dict[str, list[Run]]:
     """Return the records of an experiment that exist: arm -> runs, one a seed. Empty if none has been made yet.
 
     >>> load("figure5", epochs=7)
     {}
     """
-    folder = record_folder(name, epochs=epochs, small=small, stand_in=stand_in, results=results)
+    folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=stand_in, results=results)
     runs: dict[str, list[Run]] = {}
     for arm in _experiment(name).arms(EPOCHS, STEPS_PER_EPOCH):
         for path in sorted(folder.glob(f"{arm}-seed*.json")):
@@ -172,11 +188,14 @@ def run_experiment(
     seeds: int | None = None,
     epochs: int = EPOCHS,
     small: bool = False,
+    precision: str = "float32",
     device: str | torch.device | None = None,
     together: int | None = None,
     results: Path | None = None,
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
+
+    Several processes may work on the same experiment: a run that another one is making is left to it.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -184,6 +203,7 @@ def run_experiment(
         seeds: how many seeds, from 0; by default as many as the book uses.
         epochs: length of a run; other than 200 makes a miniature of its own.
         small: a smaller network on fewer of the images, for a CPU.
+        precision: as in :class:`~explr.records.RunConfig`; other than "float32" makes records of their own.
         device: where to train; by default a GPU if there is one.
         together: how many runs share the device; by default 4 on a GPU and 1 on a CPU.
         results: folder of the records.
@@ -197,39 +217,55 @@ def run_experiment(
     if epochs < 1 or together < 1 or (seeds is not None and seeds < 1):
         raise ExplrError(f"epochs={epochs}, seeds={seeds} and together={together} must be at least 1.")
     stand_in = not data.name.startswith("CIFAR-10")
-    folder = record_folder(name, epochs=epochs, small=small, stand_in=stand_in, results=results)
+    folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=stand_in, results=results)
     if small:
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
-    waiting: list[tuple[str, int, RunConfig, Path]] = []
+    waiting: list[_Waiting] = []
     for arm, seed in run_names(name, seeds=seeds):
         path = folder / f"{arm}-seed{seed}.json"
-        config = replace(arms[arm], seed=seed)
+        config = replace(arms[arm], seed=seed, precision=precision)
         if small:
             config = replace(config, model="preresnet", model_args={"depth": 14, "width": 8, **config.model_args})
-        if path.exists():
+        lock = None if path.exists() else try_lock(path.with_suffix(".lock"))
+        if path.exists():  # it may have been finished between the two looks
+            if lock:
+                release(lock)
             yield arm, seed, _load_same(path, config, data)
-            continue
-        waiting.append((arm, seed, config, path))
+        elif lock is None:
+            print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
+        else:
+            waiting.append(_Waiting(arm, seed, config, path, lock))
         if len(waiting) == together:
             yield from _make(waiting, data, device)
             waiting = []
     yield from _make(waiting, data, device)
 
 
-def _make(
-    waiting: list[tuple[str, int, RunConfig, Path]], data: Dataset, device: torch.device
-) -> Iterator[tuple[str, int, Run]]:
+@dataclass(frozen=True)
+class _Waiting:
+    """A run to be made, and the lock that tells other processes that it is."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+    path: Path
+    lock: BaseFileLock
+
+
+def _make(waiting: list[_Waiting], data: Dataset, device: torch.device) -> Iterator[tuple[str, int, Run]]:
     if not waiting:
         return
-    configs, paths = [config for _, _, config, _ in waiting], [path for _, _, _, path in waiting]
-    checkpoints = [path.with_suffix(".checkpoint") for path in paths]
-    for (arm, seed, _, path), run in zip(
-        waiting, train_together(configs, data, device=device, checkpoints=checkpoints), strict=True
-    ):
-        run.save(path)
-        path.with_suffix(".checkpoint").unlink(missing_ok=True)
-        yield arm, seed, run
+    checkpoints = [one.path.with_suffix(".checkpoint") for one in waiting]
+    try:
+        runs = train_together([one.config for one in waiting], data, device=device, checkpoints=checkpoints)
+        for one, run, checkpoint in zip(waiting, runs, checkpoints, strict=True):
+            run.save(one.path)
+            checkpoint.unlink(missing_ok=True)
+            yield one.arm, one.seed, run
+    finally:
+        for one in waiting:
+            release(one.lock)
 
 
 def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:

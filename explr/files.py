@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and one process at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 
 @contextmanager
@@ -26,3 +28,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def try_lock(path: Path) -> BaseFileLock | None:
+    """Return a lock that this process now holds, or None if another one holds it; the system frees a dead process's locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)  # a generator may be resumed in another thread
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
+
+
+def release(lock: BaseFileLock) -> None:
+    """Give back what :func:`try_lock` gave, and leave no file behind."""
+    Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever opens the name next makes a new file
+    lock.release()

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -81,9 +83,24 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
 
 
+def test_a_run_that_another_process_is_making_is_left_to_it(small, data, tmp_path, capsys):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
+    code = "import sys, pathlib, explr.files as f; held = f.try_lock(pathlib.Path(sys.argv[1])); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(folder / "constant-decay-seed0.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert [arm for arm, _, _ in run_experiment("figure2", data, **options)] == ["constant-exponential"]
+        assert "constant-decay-seed0 is being made by another process" in capsys.readouterr().err
+        other.kill()  # a dead process holds no lock
+    assert [arm for arm, _, _ in run_experiment("figure2", data, **options)] == ["constant-decay", "constant-exponential"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
+
+
 def test_stand_ins_and_miniatures_never_lie_where_full_records_do():
     names = {record_folder("figure5", epochs=e, stand_in=s).name for e in (200, 16) for s in (False, True)}
     assert names == {"figure5", "figure5-16-epochs", "figure5-stand-in", "figure5-16-epochs-stand-in"}
+    assert record_folder("figure5", precision="bfloat16").name == "figure5-bfloat16"
 
 
 def test_runs_that_share_the_device_are_the_same_runs(small, data, tmp_path):
@@ -186,6 +203,7 @@ def test_check_command_prints_the_report(capsys):
         (["check", "explr.models:preresnet32", "--input", "2,5:Tensor"], "--input 2,5:Tensor"),
         (["run", "figure9", "--data", "synthetic"], "figure5"),
         (["run", "figure2", "--data", "synthetic", "--epochs", "0"], "epochs=0"),
+        (["run", "figure2", "--data", "synthetic", "--precision", "float8"], "float8"),
     ],
 )
 def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
