@@ -13,7 +13,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 # Progress bars would end up in the notebooks' outputs.
 export TQDM_DISABLE := 1
 
-# Sliders that a kernel must answer would be dead on a page: explr.widgets.explore draws a still instead.
+# Sliders that a kernel must answer would be dead on a page: explr.book.widgets.explore draws a still instead.
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
@@ -50,7 +50,7 @@ book: $(VENV) ## execute every notebook and build the HTML; fails on any warning
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 check-book: book ## build the book, then check its links, images and pages in a browser
-	$(BIN)/pytest -m browser tests/book
+	$(BIN)/pytest -m browser tests/pages
 
 notebooks: $(VENV) ## execute every notebook in place, and normalise it; what `git diff` then shows has changed
 	$(BIN)/python -m tools.notebooks --execute

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from explr.data import cifar10
 from explr.errors import ExplrError
-from explr.experiments import load, run_names
+from explr.experiments.catalogue import load, run_names
+from explr.experiments.data import cifar10
 
 BEGAN = time.monotonic()
 ORDER = ("figure5", "figure2", "head", "normalizations", "schedules", "growth")

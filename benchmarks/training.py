@@ -41,11 +41,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from explr.arms import Arm, CapturedArm
-from explr.data import Dataset, cifar10_or_synthetic, epoch_choices
-from explr.files import atomic_write
-from explr.models import preresnet32
-from explr.records import RunConfig, provenance
+from explr.experiments.arms import Arm, CapturedArm
+from explr.experiments.data import Dataset, cifar10_or_synthetic, epoch_choices
+from explr.experiments.files import atomic_write
+from explr.experiments.models import preresnet32
+from explr.experiments.records import RunConfig, provenance
 
 BATCH = 128
 Variant = Callable[[int], None]  # takes so many steps

@@ -1,13 +1,20 @@
-"""explr: weight decay is an exponentially increasing learning rate, exactly (Li & Arora, ICLR 2020)."""
+"""explr: weight decay is an exponentially increasing learning rate, exactly (Li & Arora, ICLR 2020).
 
-from explr import data, models, schedules
-from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
-from explr.errors import ExplrError
-from explr.invariance import InvarianceReport, scale_invariance
-from explr.lemma import Lemma1Report, lemma1
-from explr.optim import ExpLR, rescale
-from explr.records import Run, RunConfig
-from explr.training import train
+Names are imported when they are first used, so that the conversion of numbers needs no torch and starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from explr import schedules
+    from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
+    from explr.errors import ExplrError
+    from explr.experiments import data, models
+    from explr.experiments.records import Run, RunConfig
+    from explr.experiments.training import train
+    from explr.invariance import InvarianceReport, Lemma1Report, lemma1, scale_invariance
+    from explr.optim import ExpLR, rescale
 
 __version__ = "0.1.0"
 
@@ -32,3 +39,32 @@ __all__ = [
     "train",
     "weight_decay_for",
 ]
+
+# Where each name lives; a module under its own name.
+_HOMES = {
+    "explr.equivalence": "ExpSchedule characteristic_root convert growth_rate texp weight_decay_for",
+    "explr.errors": "ExplrError",
+    "explr.experiments.data": "data",
+    "explr.experiments.models": "models",
+    "explr.experiments.records": "Run RunConfig",
+    "explr.experiments.training": "train",
+    "explr.invariance": "InvarianceReport Lemma1Report lemma1 scale_invariance",
+    "explr.optim": "ExpLR rescale",
+    "explr.schedules": "schedules",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'explr' has no attribute {name!r}")
+    module = import_module(_HOME[name])
+    value = module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -8,12 +8,13 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from explr.equivalence import characteristic_root, convert, growth_rate
 from explr.errors import ExplrError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list_experiments() -> str:
-    from explr.experiments import EXPERIMENTS
+    from explr.experiments.catalogue import EXPERIMENTS
 
     return "experiments:\n" + "\n".join(
         f"  {name:15} {e.shows}; {e.seeds} seed{'s' * (e.seeds > 1)}" for name, e in EXPERIMENTS.items()
@@ -127,6 +128,8 @@ def _horizon(lr: float, weight_decay: float, momentum: float, log_growth: float,
 
 
 def _check(parsed: argparse.Namespace) -> None:
+    from torch import nn
+
     from explr.invariance import scale_invariance
 
     module, _, name = parsed.model.partition(":")
@@ -143,6 +146,8 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 def _example(text: str) -> Tensor:
+    import torch
+
     shape, _, dtype = text.partition(":")
     try:
         sizes = [int(size) for size in shape.split(",")]
@@ -155,17 +160,17 @@ def _example(text: str) -> Tensor:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from explr import data, experiments
+    from explr.experiments import catalogue, data
 
     if parsed.name is None and not parsed.missing:
         raise ExplrError("explr run needs the NAME of an experiment, or --missing for all; see explr run --help.")
     images = data.synthetic() if parsed.data == "synthetic" else data.cifar10_or_synthetic(parsed.data)
-    for name in [parsed.name] if parsed.name else experiments.EXPERIMENTS:
-        for arm, seed, run in experiments.run_experiment(
+    for name in [parsed.name] if parsed.name else catalogue.EXPERIMENTS:
+        for arm, seed, run in catalogue.run_experiment(
             name,
             images,
             seeds=parsed.seeds,
-            epochs=experiments.EPOCHS if parsed.epochs is None else parsed.epochs,
+            epochs=catalogue.EPOCHS if parsed.epochs is None else parsed.epochs,
             small=parsed.small,
             precision=parsed.precision,
             device=parsed.device,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.full_scale import DONE, FAILED, ORDER, TIME_IS_UP, Piece, main, missing, pieces, work
-from explr.experiments import EXPERIMENTS
+from explr.experiments.catalogue import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,6 +87,6 @@ def test_readme_has_the_numbers_of_the_record():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captured_variant_of_the_benchmark_runs():
     from benchmarks.training import captured
-    from explr.data import synthetic
+    from explr.experiments.data import synthetic
 
     captured(synthetic(512, 100).to("cuda"), arms=2)(2)  # runs, that is all

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import MultiStepLR
 
 from explr import ExpLR, ExplrError, models, rescale, scale_invariance
-from explr.data import epoch_choices, synthetic
+from explr.experiments.data import epoch_choices, synthetic
 from explr.symmetry import exact_exp, guess_inputs
 
 STEPS = 20

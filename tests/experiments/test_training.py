@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from explr import ExplrError, Run, RunConfig, convert, train
-from explr.arms import Arm
-from explr.data import epoch_choices, synthetic
-from explr.models import preresnet
-from explr.training import compare, train_together
+from explr.experiments.arms import Arm
+from explr.experiments.data import epoch_choices, synthetic
+from explr.experiments.models import preresnet
+from explr.experiments.training import compare, train_together
 
 TINY = RunConfig(
     schedule="step_decay",
@@ -183,7 +183,7 @@ def test_bringing_the_weights_back_by_powers_of_two_changes_no_bit(data, monkeyp
     strong = {"schedule": "constant", "schedule_args": {"lr": 0.1}, "weight_decay": 4.0, "momentum": 0.0, "epochs": 4}
     config = dataclasses.replace(TINY, **strong, regime="exponential", precision="float32")
     renormalised = train(config, data, device="cpu")
-    monkeypatch.setattr("explr.arms.round", lambda value: 0, raising=False)
+    monkeypatch.setattr("explr.experiments.arms.round", lambda value: 0, raising=False)
     plain = train(config, data, device="cpu")
     assert renormalised.history == plain.history
     assert renormalised.weight_norms == plain.weight_norms
@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_stop_the_run_and_the_step_is_named(data, mo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("regime", ["weight_decay", "exponential"])
 def test_captured_steps_compute_what_eager_steps_compute(data, regime):
-    from explr.arms import CapturedArm
+    from explr.experiments.arms import CapturedArm
 
     config = dataclasses.replace(TINY, regime=regime, precision="float32")
     on_gpu = data.to("cuda")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from explr.ledger import ledger
+from explr.book.ledger import ledger
 from tools import notebooks
 
-BOOK = Path(__file__).resolve().parent.parent / "book"
+BOOK = Path(__file__).resolve().parents[2] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
 PICTURES = {"image/png", "image/svg+xml"}

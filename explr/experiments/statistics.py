@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from explr.equivalence import FloatArray
 from explr.errors import ExplrError
-from explr.records import Run
+from explr.experiments.records import Run
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def equivalence_test(first: Sequence[float], second: Sequence[float], margin: fl
     error = float(differences.std(ddof=1)) / math.sqrt(pairs)
     if error == 0.0:  # every pair differs by the same amount: nothing is left to chance
         return Equivalence(pairs, mean, mean, mean, margin, float(abs(mean) >= margin), abs(mean) < margin)
+    from scipy import stats  # it takes half a second to import
+
     student = stats.t(pairs - 1)
     p_value = float(student.sf((margin - abs(mean)) / error))
     half = float(student.ppf(1.0 - level)) * error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tqdm.auto import tqdm
+from explr.errors import needs
+
+with needs("experiments"):
+    from tqdm.auto import tqdm
 
 
 def progress(*args: Any, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from explr.nodes import storage_key
+from explr.invariance.graph import storage_key
 
 Vector = Mapping[str, Fraction]  # parameter name → degree; a name that is missing has degree 0
 CONSTANT: Vector = {}

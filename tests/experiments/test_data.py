@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from explr import ExplrError
-from explr.data import CLASSES, Dataset, NoDataError, cifar10, cifar10_or_synthetic, epoch_choices, synthetic
+from explr.experiments.data import CLASSES, Dataset, NoDataError, cifar10, cifar10_or_synthetic, epoch_choices, synthetic
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_jpeg_images_are_called_so(folder):
 def test_decoded_images_come_from_the_cache_the_second_time(folder, cache, monkeypatch):
     first = cifar10(folder)
     assert len(list(cache.glob("images-*.npy"))) == 1
-    monkeypatch.setattr("explr.data._decode", lambda path: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr("explr.experiments.data._decode", lambda path: pytest.fail(f"decoded {path} again"))
     assert torch.equal(cifar10(folder).train_images, first.train_images)
 
 
@@ -110,7 +110,7 @@ def test_no_data_and_no_download_says_what_to_do(tmp_path, cache):
 
 
 def test_stand_in_takes_the_place_of_data_that_nobody_named(cache, monkeypatch, capsys):
-    monkeypatch.setattr("explr.data._read_torchvision", no_network)
+    monkeypatch.setattr("explr.experiments.data._read_torchvision", no_network)
     assert cifar10_or_synthetic(train=30, test=10).name == "synthetic gratings, 30 training and 10 test images"
     assert "Using synthetic images" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from explr import ExplrError, Run, RunConfig
-from explr.statistics import accuracy_table, equivalence_test, final_accuracies, trajectory_distance
+from explr.experiments.statistics import accuracy_table, equivalence_test, final_accuracies, trajectory_distance
 
 values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
 

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from explr import ExplrError
-from explr.widgets import Player, explore
+from explr.book.widgets import Player, explore
 
 
 def figure(height):

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from explr import schedules
-from explr.data import Dataset
 from explr.equivalence import ExpSchedule, convert, texp
 from explr.errors import ExplrError
-from explr.files import atomic_write
+from explr.experiments.data import Dataset
+from explr.experiments.files import atomic_write
 
 Regime = Literal["weight_decay", "exponential", "texp"]
+PACKAGE = Path(__file__).parents[1]
 _FORMAT = 1
 
 
@@ -43,7 +44,7 @@ class RunConfig:
         epochs: passes over the training images.
         batch_size: the last batch of an epoch may be smaller.
         seed: of the initial weights and of everything random about the data.
-        model: a function of :mod:`explr.models`, by name, and its arguments.
+        model: a function of :mod:`explr.experiments.models`, by name, and its arguments.
         model_args: for example ``{"norm": "group"}``.
         augment: crop and flip the training images.
         one_ulp: move every initial weight to the next number up that the precision holds: the smallest change there is, as
@@ -161,9 +162,9 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
 def _command() -> str | None:
     """Return the command of ours that is running, less the folders of this machine; None in a notebook or another program."""
     program, words = Path(sys.argv[0]), sys.argv[1:]
-    if program.name == "explr" or program == Path(__file__).with_name("__main__.py"):
+    if program.name == "explr" or program == PACKAGE / "__main__.py":
         command = ["explr"]
-    elif program.parent == Path(__file__).parent.parent / "benchmarks":
+    elif program.parent == PACKAGE.parent / "benchmarks":
         command = ["python", "-m", f"benchmarks.{program.stem}"]
     else:
         return None
@@ -186,9 +187,8 @@ def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:
 
 def _commit() -> str | None:
     """Return the commit of the code that is running, "+changes" if its files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
     try:
-        git = ["git", "-C", str(here)]
+        git = ["git", "-C", str(PACKAGE)]
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         status = [*git, "status", "--porcelain", ".", "../benchmarks/*.py"]
         changes = subprocess.run(status, capture_output=True, text=True, check=True)

@@ -135,7 +135,7 @@ def claim(
     True
     """
     if key not in CLAIMS:
-        raise ExplrError(f"claim {key!r} is unknown: use a key of explr.ledger.CLAIMS.")
+        raise ExplrError(f"claim {key!r} is unknown: use a key of explr.book.ledger.CLAIMS.")
     value = float(measured)
     if (at_most, at_least, equals).count(None) != 2:
         raise ExplrError(f"claim {key!r} needs exactly one of at_most, at_least and equals.")

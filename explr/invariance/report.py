@@ -1,222 +1,19 @@
-"""Is a network scale-invariant? A proof by degrees of homogeneity: Appendix C of Li & Arora (2020) as a program.
-
-:func:`scale_invariance` follows the degree of every tensor through the graph of a model, and collects the conditions under
-which it holds. They are linear in d, the logarithms of the factors of the parameters, and what remains is linear algebra: the
-network is scale-invariant if d = (1, ..., 1) meets every condition; a parameter is invariant on its own if its unit vector
-does; a set of parameters is jointly invariant if its indicator does. "Scale-invariant" is a proof, but for the eps of
-normalisation layers, whose size is reported. "Not scale-invariant" means that the rules found an operation where the proof
-fails; at an operation without a rule the verdict is "undecided".
-"""
+"""What the analysis of a network found: the verdict, why, and what of the network can be scaled; as text and as HTML."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.optimize import LinearConstraint, milp
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from explr.degrees import CONSTANT, Condition, Degree, Vector, distinct_vectors, in_words, total_degree
 from explr.errors import ExplrError
-from explr.measure import measure
-from explr.nodes import arguments_of, module_path, norm_name, operation_name, source_line
-from explr.propagation import Propagation
-from explr.rules import QUIET
-from explr.sandbox import check_model, export, random_state_kept
-from explr.tables import few, html_table, text_table
-
-NEGLIGIBLE = 0.1  # a constant that counts as an eps is at most this part of what it is added to
-
-
-def scale_invariance(model: nn.Module, *example_inputs: Any) -> InvarianceReport:
-    """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
-
-    Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and run once on the example inputs, on its own device; its running statistics, random state, training flags
-    and gradients stay as they are.
-
-    Args:
-        model: any module that :func:`torch.export.export` can trace, in training mode.
-        example_inputs: what ``model`` is called with; a batch of two or more where it has batch normalisation.
-
-    Raises:
-        ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
-            run on them or cannot be exported.
-
-    >>> norm = nn.LayerNorm(8, elementwise_affine=False)
-    >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 2))
-    >>> report = scale_invariance(model, torch.randn(3, 4))
-    >>> report.invariant
-    False
-    >>> print(report.obstructions[0])
-    output: degree 1 at the output, from 3.weight. Freeze what follows the last norm: 3.weight, 3.bias.
-    >>> model[3].requires_grad_(False)
-    Linear(in_features=8, out_features=2, bias=True)
-    >>> print(scale_invariance(model, torch.randn(3, 4)).table())  # doctest: +ELLIPSIS
-    scale-invariant, up to the eps of its norms
-    <BLANKLINE>
-    layer   operation   degree in  degree out
-    0       linear      0          1
-    1       layer_norm  1          0
-    2       relu        0          0
-    3       linear      0          0
-    output              0
-    <BLANKLINE>
-    norm  degree in  eps    eps / variance (median)
-    1     1          1e-05  ...
-    <BLANKLINE>
-    invariant on their own: 0.weight
-    """
-    check_model(model, example_inputs, "scale_invariance")
-    with random_state_kept(model):
-        program = export(model, example_inputs)
-        graph = Propagation(program, model)
-        graph.run()
-        seen = measure(program, example_inputs, graph)
-    return _report(graph, seen)
-
-
-# ---- the findings in words
-
-
-def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> InvarianceReport:
-    """Solve the conditions and put the findings into words."""
-    conditions = list(graph.conditions)
-    approximations = []
-    for eps in graph.eps:
-        relative = eps.eps / seen[eps.node][1] if seen.get(eps.node, (0.0, 0.0))[1] else math.inf
-        if relative > NEGLIGIBLE:
-            remedy = f"The constant {eps.eps:g} is {relative:.2g} of what it is added to: too much to be an eps."
-            conditions.append(Condition(eps.vector, "unequal degrees", eps.node, (eps.vector, CONSTANT), remedy))
-        elif total_degree(eps.vector):
-            where = (module_path(eps.node), operation_name(eps.node), source_line(eps.node))
-            approximations.append(Approximation(*where, total_degree(eps.vector), eps.eps, relative))
-    vectors = tuple(condition.vector for condition in conditions)
-    sizes = {name: p.numel() for name, p in graph.parameters.items()}
-    chosen = _largest_invariant_set(sizes, vectors)
-    bound = {name for vector in vectors for name in vector}
-    failed = [condition for condition in conditions if total_degree(condition.vector)]
-    outputs = {total_degree(vector) for vector in graph.outputs if vector is not None}
-    homogeneous = all(condition.kind == "output" for condition in failed) and len(outputs) <= 1
-    return InvarianceReport(
-        invariant=not failed,
-        degree=next(iter(outputs), Fraction(0)) if homogeneous else None,
-        obstructions=tuple(_obstruction(graph, condition) for condition in failed),
-        norms=_norm_reports(graph, seen),
-        approximations=tuple(approximations),
-        alone=tuple(name for name in sizes if name in chosen and name not in bound),
-        joint=tuple(tuple(n for n in sizes if n in part) for part in _components(vectors, chosen & bound)),
-        rest=tuple(name for name in sizes if name not in chosen),
-        rows=tuple(_rows(graph, {condition.node: condition.kind for condition in failed})),
-        _parameters=graph.parameters,
-        _conditions=vectors,
-        _norm_inputs={path: distinct_vectors(degree for _, degree in calls) for path, calls in _norms_by_path(graph).items()},
-    )
-
-
-def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
-    names = tuple(name for name in graph.parameters if name in condition.vector)
-    remedy = condition.remedy
-    if condition.kind == "output":
-        modules = {name.rpartition(".")[0] for name in names}
-        remedy = f"Freeze what follows the last norm: {few([n for n in graph.parameters if n.rpartition('.')[0] in modules])}."
-    elif condition.kind == "unequal degrees" and not remedy:
-        affine = [name for name in names if name in graph.affine]
-        biases = [name for name in names if name.rpartition(".")[2].endswith("bias") and name not in graph.affine]
-        remedy = (
-            f"Freeze the affine parameters of the norms (affine=False): {few(affine)}."
-            if affine
-            else f"Freeze or remove the bias, or put a norm before it: {few(biases)}."
-            if biases
-            else "Paths that meet must have passed equally many trainable layers since their last norm: add a norm at the end "
-            "of each path, or apply the shortcut's convolution after norm and activation, not on the raw stream."
-        )
-    degrees = tuple(dict.fromkeys(total_degree(vector) for vector in condition.met))
-    node = condition.node
-    return Obstruction(condition.kind, module_path(node), operation_name(node), source_line(node), degrees, names, remedy)
-
-
-def _norm_reports(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> dict[str, NormReport]:
-    reports = {}
-    for path, calls in _norms_by_path(graph).items():
-        nodes, degrees = zip(*calls, strict=True)
-        found = {total_degree(vector) for vector in distinct_vectors(degrees)}
-        smallest, median = (min(values) for values in zip(*(seen.get(n, (math.nan,) * 2) for n in nodes), strict=True))
-        degree = found.pop() if len(found) == 1 else None
-        reports[path] = NormReport(operation_name(nodes[0]), degree, _eps_of(nodes[0]), smallest, median)
-    return reports
-
-
-def _norms_by_path(graph: Propagation) -> dict[str, list[tuple[fx.Node, Degree]]]:
-    found: dict[str, list[tuple[fx.Node, Degree]]] = {}
-    for node, degree in graph.norms:
-        found.setdefault(norm_name(node, graph.model), []).append((node, degree))
-    return found
-
-
-def _eps_of(norm: fx.Node) -> float:
-    arguments = arguments_of(norm)
-    eps = arguments.get("eps")
-    return float(eps) if eps is not None else torch.finfo(arguments["input"].meta["val"].dtype).eps
-
-
-def _rows(graph: Propagation, failed: dict[fx.Node, str]) -> Iterator[Row]:
-    for node, taken, given in graph.operations:
-        if operation_name(node) not in QUIET or node in failed:
-            degree_in = ", ".join(in_words(degree) for degree in taken)
-            yield Row(module_path(node), operation_name(node), degree_in, in_words(given), failed.get(node, ""))
-    note = next((kind for node, kind in failed.items() if node.op == "output"), "")
-    yield Row("output", "", ", ".join(in_words(degree) for degree in graph.outputs), "", "not 0" if note else "")
-
-
-# ---- linear algebra
-
-
-def _largest_invariant_set(sizes: Mapping[str, int], conditions: Sequence[Vector]) -> set[str]:
-    """Return the largest set (counted in numbers, not tensors) whose indicator meets every condition.
-
-    Conditions whose terms all have one sign settle most cases. What they leave falls into components; where a component does
-    not meet its conditions as a whole, a small integer program finds its largest part that does.
-    """
-    chosen = set(sizes)
-    while True:
-        left = [{n: d for n, d in vector.items() if n in chosen} for vector in conditions]
-        out = {n for vector in left if len({d > 0 for d in vector.values()}) == 1 for n in vector}
-        if not out:
-            break
-        chosen -= out
-    for part in _components(left, chosen):
-        mine = [vector for vector in left if not part.isdisjoint(vector)]
-        if any(total_degree(vector, part) for vector in mine):
-            chosen -= part - _solve(sorted(part), sizes, mine)
-    return chosen
-
-
-def _solve(names: list[str], sizes: Mapping[str, int], conditions: Sequence[Vector]) -> set[str]:
-    matrix = np.array([[float(vector.get(name, 0)) for name in names] for vector in conditions])
-    cost = -np.array([sizes[name] for name in names], dtype=np.float64) / max(sizes[name] for name in names)
-    found = milp(cost, constraints=LinearConstraint(matrix, 0, 0), integrality=1, bounds=(0, 1), options={"mip_rel_gap": 0})
-    part = set() if found.x is None else {name for name, value in zip(names, found.x, strict=True) if value > 0.5}
-    return set() if any(total_degree(vector, part) for vector in conditions) else part  # the solver works in floating point
-
-
-def _components(conditions: Iterable[Vector], names: set[str]) -> list[set[str]]:
-    """Partition names into sets that no condition links to each other."""
-    parts = [{name} for name in sorted(names)]
-    for vector in conditions:
-        linked = [part for part in parts if not part.isdisjoint(vector)]
-        if len(linked) > 1:
-            parts = [part for part in parts if part.isdisjoint(vector)] + [set().union(*linked)]
-    return parts
-
-
-# ---- the report
+from explr.invariance.degrees import Vector, total_degree
+from explr.invariance.tables import few, html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -314,7 +111,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class InvarianceReport:
-    """What :func:`scale_invariance` found.
+    """What :func:`~explr.invariance.scale_invariance` found.
 
     Attributes:
         invariant: whether the output is the same at every scale of the trainable parameters, up to eps.
@@ -361,6 +158,8 @@ class InvarianceReport:
         Args:
             options: what both groups share: ``lr``, ``weight_decay``, ``momentum``, ...
 
+        >>> import torch
+        >>> from explr import scale_invariance
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
         >>> report = scale_invariance(model, torch.randn(3, 4))
         >>> for group in report.parameter_groups(lr=0.1, weight_decay=5e-4):

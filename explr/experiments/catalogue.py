@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from filelock import BaseFileLock
 
-from explr.data import Dataset
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
-from explr.files import release, try_lock
-from explr.records import Regime, Run, RunConfig
-from explr.training import pick_device, train_together
+from explr.experiments.data import Dataset
+from explr.experiments.files import release, try_lock
+from explr.experiments.records import PACKAGE, Regime, Run, RunConfig
+from explr.experiments.training import pick_device, train_together
 
 EPOCHS = 200
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
@@ -103,9 +103,8 @@ EXPERIMENTS = {
 
 def results_folder() -> Path:
     """Return where records lie: ``book/results`` of a checkout; elsewhere the copy that was installed with explr."""
-    package = Path(__file__).parent
-    checkout = package.parent / "book" / "results"
-    return checkout if checkout.is_dir() else package / "results"
+    checkout = PACKAGE.parent / "book" / "results"
+    return checkout if checkout.is_dir() else PACKAGE / "results"
 
 
 def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
@@ -203,7 +202,7 @@ def run_experiment(
         seeds: how many seeds, from 0; by default as many as the book uses.
         epochs: length of a run; other than 200 makes a miniature of its own.
         small: a smaller network on fewer of the images, for a CPU.
-        precision: as in :class:`~explr.records.RunConfig`; other than "float32" makes records of their own.
+        precision: as in :class:`~explr.experiments.records.RunConfig`; other than "float32" makes records of their own.
         device: where to train; by default a GPU if there is one.
         together: how many runs share the device; by default 4 on a GPU and 1 on a CPU.
         results: folder of the records.

@@ -5,7 +5,7 @@ import pytest
 from nbformat import v4
 
 from explr import ExplrError
-from explr.ledger import CLAIMS, claim, ledger
+from explr.book.ledger import CLAIMS, claim, ledger
 
 
 def notebook_with(folder, name, *claims):

@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from explr.equivalence import Rates
-from explr.errors import ExplrError
+from explr.errors import ExplrError, needs
+
+with needs("book"):
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from explr.records import Run
+    from explr.experiments.records import Run
 
 # From the palette of Okabe and Ito (2008), which readers with any kind of colour vision can tell apart.
 COLOURS = {"weight decay": "#0072B2", "exponential": "#D55E00", "control": "#7F7F7F"}

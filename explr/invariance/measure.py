@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from explr.degrees import Eps, Findings
 from explr.errors import ExplrError
-from explr.nodes import (
+from explr.invariance.degrees import Eps, Findings
+from explr.invariance.graph import (
     PER_CHANNEL,
     WRAPPERS,
     arguments_of,
@@ -22,7 +22,7 @@ from explr.nodes import (
     storage_of,
     written_storages,
 )
-from explr.sandbox import first_line
+from explr.invariance.sandbox import first_line
 
 _Wanted = dict[fx.Node, Callable[[dict[str, Any]], Tensor]]  # node → what to look at, given its arguments
 

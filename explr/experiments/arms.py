@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from explr import models
-from explr.data import Choices, Dataset, epoch_choices
 from explr.equivalence import FloatArray
 from explr.errors import ExplrError
-from explr.records import RunConfig, call_by_name
+from explr.experiments import models
+from explr.experiments.data import Choices, Dataset, epoch_choices
+from explr.experiments.records import RunConfig, call_by_name
 
 _DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 

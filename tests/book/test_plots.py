@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from explr import ExplrError, Run, RunConfig, plots
+from explr import ExplrError, Run, RunConfig
+from explr.book import plots
 
 matplotlib.use("agg")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from explr.errors import ExplrError
-from explr.measure import variances_of
-from explr.sandbox import check_model, first_line, random_state_kept, run
-from explr.tables import html_table, text_table
+from explr.invariance.measure import variances_of
+from explr.invariance.sandbox import check_model, first_line, random_state_kept, run
+from explr.invariance.tables import html_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
 _NORM_MODULES: dict[type[nn.Module], str] = {

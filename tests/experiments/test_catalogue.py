@@ -7,10 +7,10 @@ import pytest
 
 from explr import ExplrError, Run, convert
 from explr.__main__ import main
-from explr.data import synthetic
-from explr.experiments import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
-from explr.records import _command
-from explr.training import train_together
+from explr.experiments.catalogue import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
+from explr.experiments.data import synthetic
+from explr.experiments.records import _command
+from explr.experiments.training import train_together
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
         trained.extend(configs)
         return train_together(configs, *args, **options)
 
-    monkeypatch.setattr("explr.experiments.train_together", watched)
+    monkeypatch.setattr("explr.experiments.catalogue.train_together", watched)
     second = list(run_experiment("figure2", data, **options))
     assert [config.regime for config in trained] == ["weight_decay"]
     assert [run.history for _, _, run in second] == [run.history for _, _, run in first]
@@ -86,7 +86,8 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
 def test_a_run_that_another_process_is_making_is_left_to_it(small, data, tmp_path, capsys):
     options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
     folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
-    code = "import sys, pathlib, explr.files as f; held = f.try_lock(pathlib.Path(sys.argv[1])); print(); sys.stdin.read()"
+    code = "import sys, pathlib\nfrom explr.experiments.files import try_lock\nlock = try_lock(pathlib.Path(sys.argv[1]))\n"
+    code += "print(flush=True)\nsys.stdin.read()"
     command = [sys.executable, "-c", code, str(folder / "constant-decay-seed0.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -213,7 +214,7 @@ def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
 
 
 def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("explr.data.synthetic", lambda: synthetic(train=40, test=20))
+    monkeypatch.setattr("explr.experiments.data.synthetic", lambda: synthetic(train=40, test=20))
     arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/explr", *arguments, "--results", str(tmp_path)])
     assert _command() == " ".join(["explr", *arguments])

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explr.arms import Arm, CapturedArm
-from explr.data import Choices, Dataset, cifar10, epoch_choices
 from explr.equivalence import FloatArray
 from explr.errors import ExplrError
-from explr.files import atomic_write
+from explr.experiments.arms import Arm, CapturedArm
+from explr.experiments.data import Choices, Dataset, cifar10, epoch_choices
+from explr.experiments.files import atomic_write
+from explr.experiments.progress import progress
+from explr.experiments.records import Run, RunConfig, provenance
 from explr.invariance import scale_invariance
-from explr.progress import progress
-from explr.records import Run, RunConfig, provenance
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
 
     Args:
         config: what to run.
-        data: the images; CIFAR-10 by default (:func:`explr.data.cifar10`).
+        data: the images; CIFAR-10 by default (:func:`~explr.experiments.data.cifar10`).
         device: where to train; by default a GPU if there is one. There the whole step is one CUDA graph (but in float64).
         checkpoint: a file that holds the state after the last whole epoch. A run that finds it goes on from there, on a CPU to
             the same bits. It stays; delete it when the record is safe.
@@ -47,7 +47,7 @@ def train(
         ExplrError: for a configuration that cannot run, a network that is not scale-invariant in a regime without weight
             decay, a checkpoint of another run, or when a loss or a weight is not finite (the message says when).
 
-    >>> from explr.data import synthetic
+    >>> from explr.experiments.data import synthetic
     >>> small = dict(model="preresnet", model_args={"depth": 8, "width": 4}, epochs=1, batch_size=16)
     >>> run = train(RunConfig(**small), synthetic(train=64, test=32), device="cpu")
     >>> sorted(run.history)
@@ -228,7 +228,7 @@ def compare(
         steps: how many steps; epochs follow one another as in :func:`train`.
         device: where to train.
 
-    >>> from explr.data import synthetic
+    >>> from explr.experiments.data import synthetic
     >>> tiny = {"depth": 8, "width": 4, "eps": 1e-30}
     >>> decay = RunConfig(model="preresnet", model_args=tiny, precision="float64", batch_size=8)
     >>> exponential = dataclasses.replace(decay, regime="exponential")

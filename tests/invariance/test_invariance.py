@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from explr import ExplrError, models
 from explr.invariance import scale_invariance
-from explr.lemma import lemma1
+from explr.invariance.lemma import lemma1
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 

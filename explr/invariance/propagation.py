@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from explr.degrees import CONSTANT, Degree, Findings, Vector, degree_of_constant
-from explr.nodes import (
+from explr.invariance.calls import Call
+from explr.invariance.degrees import CONSTANT, Degree, Findings, Vector, degree_of_constant
+from explr.invariance.graph import (
     WRAPPERS,
     attribute,
     covers_storage,
@@ -23,7 +24,8 @@ from explr.nodes import (
     tensors_of,
     written_storages,
 )
-from explr.rules import SMOOTH, Call, apply_rule
+from explr.invariance.rulebook import apply_rule
+from explr.invariance.rules import SMOOTH
 
 
 def _shown(call: Call, state: Mapping[int, fx.Node]) -> list[fx.Node]:

@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+from explr.errors import ExplrError, needs
 
-from explr.errors import ExplrError
+with needs("book"):
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
 
 class Player:
@@ -95,7 +96,8 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float] |
     start = {name: setting[2] if _is_range(setting) else setting[0] for name, setting in sliders.items()}
     if os.environ.get("EXPLR_STATIC"):
         return draw(**start)
-    import ipywidgets
+    with needs("book"):
+        import ipywidgets
 
     def show(**parameters: Any) -> None:
         try:

@@ -1,0 +1,59 @@
+"""One call of an ATen operation, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from explr.invariance.degrees import Degree, Findings, Vector
+from explr.invariance.graph import arguments_of, operation_name
+
+
+class Call:
+    """One call of an ATen operation: its arguments by name, and their degrees."""
+
+    def __init__(self, found: Findings, node: fx.Node) -> None:
+        self.found = found
+        self.node = node
+        self.operation = operation_name(node)
+        self.arguments = arguments_of(node)
+        self.names: list[str] = []
+        self.consulted: set[str] = set()
+        self.mutates = False
+        if isinstance(node.target, torch._ops.OpOverload):
+            schema = node.target._schema
+            self.mutates = schema.is_mutable
+            self.names = [argument.name for argument in schema.arguments]
+
+    def __getitem__(self, name: str) -> Any:
+        self.consulted.add(name)
+        return self.arguments.get(name)
+
+    @property
+    def first(self) -> str:
+        """Name of the first argument."""
+        return self.names[0]
+
+    def raw(self, name: str) -> Degree:
+        """Return the degree of an argument, in parts if need be."""
+        return self.found.degree(self[name])
+
+    def degree(self, name: str) -> Vector | None:
+        """Return the one degree of an argument."""
+        return self.agree([self[name]])
+
+    def agree(self, arguments: Iterable[Any], remedy: str = "") -> Vector | None:
+        """Return the one degree of several arguments."""
+        return self.found.agree(self.node, [self.found.degree(argument) for argument in arguments], remedy)
+
+    def join(self, degree: Degree, name: str) -> Vector | None:
+        """Return the degree of a sum with an optional argument, such as a bias."""
+        degrees = [degree] if self[name] is None else [degree, self.raw(name)]
+        return self.found.agree(self.node, degrees)
+
+    def require(self, vector: Vector | None, kind: str, remedy: str) -> None:
+        """Ask that something does not scale."""
+        self.found.require(vector, kind, self.node, remedy)

@@ -1,0 +1,306 @@
+"""The rules: how the degree of what an ATen operation gives follows from the degrees of its arguments.
+
+A rule takes a ``Call``, gives a degree (or several, one per output) and asks for the conditions under which it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from torch import Tensor, fx
+
+from explr.invariance.calls import Call
+from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, combine
+from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_of, tensors_of
+
+TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
+SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
+BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
+
+Rule = Callable[[Call], Degree | list[Degree]]
+
+
+def norm(call: Call) -> Degree:
+    """As same, but for the 0-norm, which counts."""
+    order = call["ord"] if "ord" in call.arguments else call["p"]
+    degree = call.degree(call.first)
+    return CONSTANT if order == 0 else degree
+
+
+def same(call: Call) -> Degree:
+    """Homogeneous of degree 1 in its first argument."""
+    return call.degree(call.first)
+
+
+def channelwise(call: Call) -> Degree:
+    """As same, and works on each channel alone, so that parts of different degree stay apart."""
+    degree = call.raw(call.first)
+    if isinstance(degree, Shifted):
+        return call.degree(call.first)
+    if isinstance(degree, Parts):
+        spatial = re.search(r"([123])d", call.operation)
+        if degree.axis >= call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0):
+            return call.degree(call.first)
+    return degree
+
+
+def values_and_indices(call: Call) -> Degree | list[Degree]:
+    """Values of the same degree, and indices; or the larger of two tensors."""
+    if call["other"] is not None:
+        return call.agree([call["self"], call["other"]])
+    return [call.degree(call.first), CONSTANT, CONSTANT]
+
+
+def power(*exponents: Fraction | int) -> Callable[[Call], list[Degree]]:
+    """Outputs that are homogeneous of these degrees in the first argument."""
+
+    def rule(call: Call) -> list[Degree]:
+        degree = call.degree(call.first)
+        # 1 / 0 is infinite, which has no degree of its own either.
+        return [combine(CONSTANT, degree, Fraction(exponent)) for exponent in exponents]
+
+    return rule
+
+
+def power_of(call: Call) -> Degree:
+    """A constant power, the degree times as much."""
+    base, exponent = call["self"], call["exponent"]
+    if isinstance(base, fx.Node) and isinstance(exponent, int | float):
+        if exponent == 0:
+            return CONSTANT
+        return combine(CONSTANT, call.degree("self"), Fraction(exponent).limit_denominator(10**6))
+    return nonlinear(call)
+
+
+def prod(call: Call) -> Degree:
+    """A product of all entries."""
+    terms = call[call.first].meta["val"].numel() // max(tensors_of(call.node)[0].numel(), 1)
+    return combine(CONSTANT, call.degree(call.first), Fraction(terms))
+
+
+def product(*factors: str, plus: str = "") -> Callable[[Call], Degree]:
+    """Multilinear in the factors, plus one more term."""
+
+    def rule(call: Call) -> Degree:
+        total: Vector | None = CONSTANT
+        for name in factors:
+            arguments = call[name] if isinstance(call[name], list | tuple) else [call[name]]
+            for argument in arguments:
+                total = combine(total, call.agree([argument])) if argument is not None else total
+        if not plus or (call[plus] is not None and call["beta"] == 0):
+            return total
+        if plus == "bias" and call["bias"] is not None and (shift := call.degree("bias")) is not None and shift != total:
+            ndim = call.node.meta["val"].ndim
+            spatial = re.search(r"conv.*([123])d", call.operation)
+            return Shifted(ndim - (int(spatial[1]) if spatial else 0) - 1, total, shift, call.node)
+        return call.join(total, plus)
+
+    return rule
+
+
+def divide(call: Call) -> Degree:
+    """A quotient: the difference of degrees."""
+    if call["rounding_mode"] is not None:
+        return nonlinear(call)
+    return combine(call.degree("self"), zero_as_constant(call.degree("other")), Fraction(-1))
+
+
+def addcdiv(call: Call) -> Degree:
+    """A term and a quotient."""
+    ratio = combine(call.degree("tensor1"), zero_as_constant(call.degree("tensor2")), Fraction(-1))
+    return call.join(ratio, "self")
+
+
+def zero_as_constant(degree: Vector | None) -> Vector:
+    """What goes with any degree counts as constant."""
+    return CONSTANT if degree is None else degree
+
+
+def sum_of(*names: str) -> Callable[[Call], Degree]:
+    """Terms that must grow alike; a tiny constant among them counts as an eps."""
+
+    def rule(call: Call) -> Degree:
+        arguments = [call[name] for name in names if call[name] is not None]
+        numbers = [a for a in arguments if isinstance(a, int | float) and not isinstance(a, bool)]
+        tensors = [a for a in arguments if isinstance(a, fx.Node)]
+        if len(numbers) == len(tensors) == 1:
+            size = abs(numbers[0] * (call["alpha"] if isinstance(call["alpha"], int | float) else 1))
+            vector = call.agree(tensors)
+            if vector and 0 < size <= TINY:
+                call.found.eps.append(Eps(call.node, tensors[0], vector, size))
+                return vector
+        return call.agree(arguments)
+
+    return rule
+
+
+def concatenate(call: Call) -> Degree:
+    """Parts of different degree are put side by side: whether that matters, the next operation decides."""
+    tensors = call["tensors"]
+    values = [tensor.meta["val"] for tensor in tensors]
+    tensors = [tensor for tensor, value in zip(tensors, values, strict=True) if value.shape != (0,)]
+    axis = (call["dim"] or 0) % values[0].ndim
+    parts: list[tuple[int, Vector | None]] = []
+    for tensor in tensors:
+        degree = call.found.degree(tensor)
+        size = int(tensor.meta["val"].shape[axis])
+        same = isinstance(degree, Parts) and degree.axis == axis
+        parts += degree.parts if isinstance(degree, Parts) and same else [(size, call.agree([tensor]))]
+    merged = list(dict.fromkeys(frozenset(part.items()) for _, part in parts if part is not None))
+    if len(merged) <= 1:
+        return dict(merged[0]) if merged else None
+    return Parts(axis, tuple(parts), call.node)
+
+
+def stack(call: Call) -> Degree:
+    """Parts on an axis of their own must agree."""
+    return call.agree(call["tensors"])
+
+
+def where(call: Call) -> Degree:
+    """Either of two tensors, by a condition that must not scale."""
+    if "other" not in call.arguments:
+        return CONSTANT
+    call.require(call.degree("condition"), "nonlinear", SMOOTH)
+    return call.agree([call["self"], call["other"]])
+
+
+def scatter(call: Call) -> Degree:
+    """Some entries replaced: they must grow as the rest."""
+    if call["reduce"] in ("prod", "multiply"):
+        return nonlinear(call)
+    return call.agree(a for a in (call[name] for name in ("self", "src", "source", "value", "values")) if a is not None)
+
+
+def pad(call: Call) -> Degree:
+    """More of the same, or a constant."""
+    if call["mode"] not in (None, "constant"):
+        return call.degree("self")
+    return call.agree([call["self"], call["value"] if call["value"] is not None else 0])
+
+
+def clamp(call: Call) -> Degree:
+    """Bounds at 0 or infinity are cones; a tiny lower bound is an eps."""
+    if isinstance(call["min"], int | float) and call["max"] is None:
+        return sum_of("self", "min")(call)
+    return call.agree(a for a in (call["self"], call["min"], call["max"]) if a is not None)
+
+
+def interpolate(call: Call) -> Degree:
+    """Linear in the first argument; where it looks, given by the second, must not move."""
+    call.require(call.degree("grid"), "nonlinear", SMOOTH)
+    return call.degree("input")
+
+
+def lerp(call: Call) -> Degree:
+    """Between two tensors that grow alike, by a weight that must not."""
+    call.require(call.degree("weight"), "nonlinear", SMOOTH)
+    return call.agree([call["self"], call["end"]])
+
+
+def prelu(call: Call) -> Degree:
+    """Homogeneous for a fixed slope."""
+    call.require(call.degree("weight"), "nonlinear", "Freeze the slope.")
+    return call.degree("self")
+
+
+def threshold(call: Call) -> Degree:
+    """Homogeneous where the threshold is 0, or grows alike."""
+    return call.agree([call["self"], call["threshold"], call["value"]])
+
+
+def copy(call: Call) -> Degree:
+    """Of the degree of what is copied."""
+    return call.degree("src")
+
+
+def fill(call: Call) -> Degree:
+    """Of the degree of what it is filled with."""
+    return call.raw("value") if "value" in call.arguments else call.raw("fill_value")
+
+
+def free(call: Call) -> Degree:
+    """Zeros, or memory that is yet to be written."""
+    return None
+
+
+def fixed(call: Call) -> Degree:
+    """Does not depend on the scale: a sign, an index, a random number."""
+    return CONSTANT
+
+
+def random(call: Call) -> Degree:
+    """Overwrite a tensor with random numbers; where a tensor says how they are distributed, that one must not scale."""
+    in_place = call.mutates and not any(isinstance(argument, fx.Node) for argument in call.node.args[1:])
+    return CONSTANT if in_place else nonlinear(call)
+
+
+def compare(call: Call) -> Degree:
+    """Does not scale, as long as both sides grow alike."""
+    call.agree([call["self"], call["other"]], "Compare with 0, or with something that scales alike.")
+    return CONSTANT
+
+
+def normalise(call: Call) -> Degree | list[Degree]:
+    """Degree 0 whatever comes in, then scale and shift by the affine parameters."""
+    x = call.raw("input")
+    if isinstance(x, Parts | Shifted) and not (call.operation in PER_CHANNEL and x.axis == 1):
+        x = call.degree("input")
+    training = call["training"] if "training" in call.arguments else call["use_input_stats"]
+    if training is False or "no_training" in call.operation:
+        call.require(call.degree("input"), "stored statistics", "Put the norm in training mode: module.train().")
+    call.found.norms.append((call.node, x))
+    for name in ("weight", "bias"):
+        if isinstance(call[name], fx.Node):
+            call.found.affine |= set(zero_as_constant(call.degree(name)))
+    scale = CONSTANT if call["weight"] is None else call.degree("weight")
+    return [call.join(scale, "bias"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+
+
+def weight_norm(call: Call) -> list[Degree]:
+    """Return the degree of g · v / ‖v‖: that of g, whatever v."""
+    return [call.degree("g"), call.degree("v")]
+
+
+def cosine_similarity(call: Call) -> Degree:
+    """Of degree 0, up to its eps."""
+    for name in ("x1", "x2"):
+        vector = call.degree(name)
+        if vector:
+            call.found.eps.append(Eps(call.node, call[name], vector, float(call["eps"])))
+    return CONSTANT
+
+
+def attention(call: Call) -> list[Degree]:
+    """Linear in the values; the scores, products of queries and keys, go through a softmax."""
+    scores = combine(call.degree("query"), call.degree("key"))
+    call.require(
+        scores, "nonlinear", "Normalise queries and keys without trainable affine (QK norm), or freeze their projections."
+    )
+    if isinstance(call["attn_mask"], fx.Node):
+        call.require(call.degree("attn_mask"), "nonlinear", "Freeze the attention bias.")
+    return [call.degree("value"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+
+
+def nonlinear(call: Call) -> Degree:
+    """Not homogeneous: fine only where nothing that comes in scales."""
+    return insist(call, "nonlinear", SMOOTH)
+
+
+def unknown(call: Call) -> Degree:
+    """Whatever it does, it gives the same for the same arguments."""
+    if call.mutates:  # zeros may be zeros no more
+        for node in nodes_in((call.node.args, call.node.kwargs)):
+            if isinstance(node.meta.get("val"), Tensor) and call.found.degree(node) is None:
+                call.found.storages[storage_of(node)] = CONSTANT
+    return insist(call, "unknown operation", BY_NUMBERS)
+
+
+def insist(call: Call, kind: str, remedy: str) -> Degree:
+    """Ask that nothing that comes in scales."""
+    call.consulted |= call.arguments.keys()
+    for argument in nodes_in((call.node.args, call.node.kwargs)):
+        call.require(call.agree([argument]), kind, remedy)
+    return CONSTANT
