@@ -85,11 +85,13 @@ def test_conda_installs_what_pip_installs():
     assert f"python{PROJECT['requires-python']}" in conda
     assert pip == {"pip": ["-e .[book,test]"]}
     assert "--editable '.[book,test]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(PROJECT["optional-dependencies"]) == {"book", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"experiments", "figures", "book", "test"}
 
 
 def test_dependencies_have_lower_bounds_only():
-    assert [d for d in PROJECT["dependencies"] if not re.fullmatch(r"[a-z]+>=[\d.]+", d)] == []
+    extras = PROJECT["optional-dependencies"]
+    needed = [*PROJECT["dependencies"], *extras["experiments"], *extras["figures"]]
+    assert [d for d in needed if not re.fullmatch(r"[a-z]+>=[\d.]+", d)] == []
 
 
 def test_versions_agree():

@@ -17,7 +17,7 @@ import numpy as np
 from explr.equivalence import Rates
 from explr.errors import ExplrError, needs
 
-with needs("book"):
+with needs("figures"):
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
