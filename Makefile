@@ -17,10 +17,10 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test book check-book notebooks format address clean
+.PHONY: help test test-notebooks book check-book notebooks format address clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
 
 # Everything that is installed follows from pyproject.toml; explr itself is installed in place, so edits need no reinstall.
 $(VENV): pyproject.toml
@@ -34,6 +34,9 @@ test: $(VENV) ## lint, types, unit and property tests, doctests, then every note
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PARALLEL) -m "not browser" --doctest-modules explr tests
+	@$(MAKE) --no-print-directory test-notebooks
+
+test-notebooks: $(VENV) ## every notebook against its committed outputs, which hold on CIFAR-10 and on generated images
 	$(PARALLEL) --nbval-lax --nbval-sanitize-with tests/nbval.cfg book
 
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
