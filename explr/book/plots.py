@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from explr.equivalence import Rates
+from explr.checks import Rates
 from explr.errors import ExplrError, needs
 
 with needs("figures"):

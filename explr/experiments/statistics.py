@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from explr.equivalence import FloatArray
+from explr.checks import FloatArray
 from explr.errors import ExplrError
 from explr.experiments.records import Run
 
