@@ -363,9 +363,9 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
     by the square. AdamW's averages are divided by the factor and by its square, its learning rates multiplied by the factor,
     its weight decays and eps divided by it. Running statistics and eps of the norms follow by the degrees of their inputs.
-    Parameter groups marked
-    ``scale_invariant=False`` (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are. A learning-rate
-    scheduler knows nothing of this: where one is at work use ``ExpLR(..., model=model, renormalize=True)``.
+    Groups marked ``scale_invariant=False`` (:meth:`explr.invariance.report.InvarianceReport.parameter_groups`) stay as they
+    are. A learning-rate scheduler knows nothing of this: where one is at work use
+    ``ExpLR(..., model=model, renormalize=True)``.
 
     Args:
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
