@@ -51,7 +51,7 @@ class ExpLR(LRScheduler):
 
     Attributes:
         believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
-        in_use: what ExpLR has set instead, less the learning rate (:meth:`get_last_lr`).
+        in_use: what ExpLR has set instead, less the learning rate (``get_last_lr()``).
         log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
         log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
         exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
@@ -118,7 +118,7 @@ class ExpLR(LRScheduler):
 
     @property
     def lrs(self) -> list[float]:
-        """The learning rates that the wrapped scheduler believes in, one per parameter group: what to log."""
+        """The learning rates that the wrapped scheduler believes in, one per parameter group; log these."""
         return [settings["lr"] for settings in self.believed]
 
     def step(self, metrics: Any = None) -> None:
