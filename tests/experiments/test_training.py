@@ -150,7 +150,7 @@ def test_record_survives_saving(data, tmp_path):
 def test_killed_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, epochs=3, regime="exponential")
     whole = train(config, data, device="cpu")
-    checkpoint = tmp_path / "run.ckpt"
+    checkpoint = tmp_path / "run"  # a name needs no suffix
     step = Arm.step
 
     def die(self, index, batch):
