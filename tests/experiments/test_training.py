@@ -23,6 +23,9 @@ TINY = RunConfig(
     model_args={"depth": 8, "width": 4, "eps": 1e-30},
     precision="float64",
 )
+# How far float32 runs that differ by rounding may be apart in their first and second epoch: training amplifies it. A learning
+# rate that is wrong by 0.1 % gives 4e-3 in the second.
+APART = (2e-4, 3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +240,7 @@ def test_captured_steps_compute_what_eager_steps_compute(data, regime):
             arm.run_epoch(epoch)
             row, norms = arm.epoch_results(epoch)
             rows.append((*arm.losses.tolist(), row["test_loss"], *norms.values()))
-        np.testing.assert_allclose(rows[1], rows[0], rtol=2e-4)
+        np.testing.assert_allclose(rows[1], rows[0], rtol=APART[epoch])
 
 
 @pytest.mark.gpu
@@ -246,7 +249,8 @@ def test_arms_on_one_gpu_do_not_disturb_each_other(data):
     configs = [dataclasses.replace(TINY, precision="float32", seed=seed) for seed in range(3)]
     for together, config in zip(train_together(configs, data, device="cuda"), configs, strict=True):
         alone = train(config, data, device="cuda")
-        np.testing.assert_allclose(together.history["train_loss"], alone.history["train_loss"], rtol=2e-4)
+        for epoch, loss in enumerate(alone.history["train_loss"]):
+            assert together.history["train_loss"][epoch] == pytest.approx(loss, rel=APART[epoch])
 
 
 def test_checkpoint_of_another_run_is_refused_and_kept(data, tmp_path):
