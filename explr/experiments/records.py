@@ -113,7 +113,8 @@ class Run:
         history: one list for each quantity, one entry an epoch: ``train_loss`` and ``train_accuracy`` (averages over the
             epoch, in training mode), ``test_loss``, ``test_accuracy``, ``log_lr`` (natural log, of the epoch's last step).
         weight_norms: for every trainable tensor its Euclidean norm at the end of each epoch.
-        provenance: data set, device, versions, commit, date, wall time.
+        provenance: data set, device, versions, commit, date, wall time; in records since ``graph`` was added, whether the
+            steps were a CUDA graph.
     """
 
     config: RunConfig
@@ -143,12 +144,21 @@ class Run:
             raise ExplrError(f"{path} is not a record of a run ({error}): make it again, or fetch it again.") from error
 
 
-def provenance(data: Dataset, device: torch.device, seconds: float, together: int = 1) -> dict[str, Any]:
-    """Return what a reader needs to judge a record and to make it again."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+def provenance(
+    data: Dataset, device: torch.device, seconds: float, *, together: int = 1, graph: bool = False
+) -> dict[str, Any]:
+    """Return what a reader needs to judge a record and to make it again.
+
+    Args:
+        data: the images.
+        device: where it ran.
+        seconds: how long it took.
+        together: how many runs shared the device.
+        graph: whether the steps were CUDA graphs.
+    """
     return {
         "data": data.name,
-        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "torch": torch.__version__,
         "command": _command(),
         "python": platform.python_version(),
@@ -156,7 +166,19 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "together": together,
+        "graph": graph,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU as its maker gives it, or the kind of processor and how many threads torch uses.
+
+    >>> device_name(torch.device("cpu")).partition(",")[0].partition(" ")[2]
+    'CPU'
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _command() -> str | None:
