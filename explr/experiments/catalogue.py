@@ -189,7 +189,7 @@ def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list
             again = _command(name, epochs, small, precision, seeds)
             return runs, f"{scale}: {words}; made by `{again}`"
     full, short, miniature = (_command(name, epochs, small) for _, epochs, small, _ in _TIERS)
-    return {}, f"no record yet; `{full}` makes it on a GPU, `{short}` one tenth of the length, `{miniature}` a miniature on a CPU"
+    return {}, f"no record yet; `{full}` makes it on a GPU, `{short}` a tenth of the length, `{miniature}` a miniature"
 
 
 _PRECISIONS = ("float32", "tf32", "bfloat16")

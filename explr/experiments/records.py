@@ -174,7 +174,7 @@ def _command() -> str | None:
         command = ["python", "-m", f"benchmarks.{program.stem}"]
     else:
         return None
-    folders = {"--results", "--data"}
+    folders = {"--results", "--data", "--lossless"}
     command += [word for before, word in zip(["", *words], words, strict=False) if not folders & {before, word.split("=")[0]}]
     return shlex.join(command + ["--data", "synthetic"] * ("synthetic" in words))
 
