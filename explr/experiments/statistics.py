@@ -57,7 +57,7 @@ class Equivalence:
 
 
 def equivalence_test(
-    first: Sequence[float], second: Sequence[float], margin: float = MARGIN, *, level: float = 0.05
+    first: Sequence[float], second: Sequence[float], margin: float = MARGIN, *, level: float = 0.05, comparisons: int = 1
 ) -> Equivalence:
     """Test whether the mean difference of paired values is smaller than ``margin`` (TOST, paired t-tests), and whether it is 0.
 
@@ -67,6 +67,8 @@ def equivalence_test(
         margin: > 0, in the unit of the values, stated before looking.
         level: probability of finding equivalence where there is none, and of finding a difference where there is none; the
             confidence interval has level ``1 - 2 * level``.
+        comparisons: how many are made at once. A difference is only called one at ``level / comparisons`` (Bonferroni), or
+            the more arms a table has, the more of them would seem to differ by chance alone.
 
     Raises:
         ExplrError: if there are fewer than two pairs, values that are not finite, or a margin that is not positive.
@@ -93,7 +95,7 @@ def equivalence_test(
         half = float(student.ppf(1.0 - level)) * error
         p_value, p_difference = float(student.sf((margin - abs(mean)) / error)), 2.0 * float(student.sf(abs(mean) / error))
     equivalent = p_value < level
-    verdict: Verdict = "equivalent" if equivalent else "different" if p_difference < level else "undecided"
+    verdict: Verdict = "equivalent" if equivalent else "different" if p_difference < level / comparisons else "undecided"
     return Equivalence(pairs, mean, mean - half, mean + half, margin, p_value, equivalent, p_difference, verdict)
 
 
@@ -115,8 +117,8 @@ def last_epochs(epochs: int) -> int:
 def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: float = MARGIN) -> str:
     """Return a table of final test accuracies in percent: mean and standard deviation of each arm, and its verdict.
 
-    Before the verdict of :func:`equivalence_test` comes the 90 % confidence interval of the paired difference to the
-    reference, in percentage points; after a difference its p-value.
+    Before the verdict of :func:`equivalence_test`, for so many comparisons as there are lines, comes the 90 % confidence
+    interval of the paired difference to the reference, in percentage points; after a difference its p-value.
 
     Args:
         runs: the records of each arm; seeds that one of them lacks are left out.
@@ -149,7 +151,7 @@ def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: fl
             continue
         line = f"{arm:22} {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} %, {len(common)} seeds"
         if arm != reference:
-            test = equivalence_test(final[reference], values, margin)
+            test = equivalence_test(final[reference], values, margin, comparisons=len(final) - 1)
             line += f"; less {reference}, 90 %: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {test.verdict}"
             line += f" (p = {test.p_difference:.2g})" if test.verdict == "different" else ""
         lines.append(line)
