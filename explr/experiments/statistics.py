@@ -24,6 +24,9 @@ from explr.experiments.records import Run
 Verdict = Literal["equivalent", "different", "undecided"]
 MARGIN = 0.005  # accuracies closer than half a point count as the same
 STATE_OF_THE_ART = 0.92  # a residual network of 32 layers on CIFAR-10: 92.49 % in He et al. (2016a)
+WELL_TRAINED = 0.90  # what a schedule must reach there to be called a good one
+SETTLED = 0.05  # by how much, relatively, a norm may miss the growth that the theory gives it
+CONSTANT = 0.10  # within what range, relatively, a quantity is called constant
 LAST = 0.1  # share of the epochs over which accuracies are averaged, at least two epochs: one alone can be off by points
 
 
@@ -112,6 +115,29 @@ def last_epochs(epochs: int) -> int:
     (20, 2, 2)
     """
     return max(round(LAST * epochs), 2)
+
+
+def accuracy_difference(first: Sequence[Run], second: Sequence[Run]) -> tuple[float, tuple[float, float]]:
+    """Return the mean of second less first, in final accuracy over the seeds that both have, and its 90 % confidence interval.
+
+    One seed tells nothing about chance: the interval is then all that a difference of accuracies can be.
+
+    >>> from explr import Run, RunConfig
+    >>> one, two = (Run(RunConfig(), {"test_accuracy": [accuracy]}, {}, {}) for accuracy in (0.5, 0.75))
+    >>> accuracy_difference([one], [two])
+    (0.25, (-1.0, 1.0))
+
+    Raises:
+        ExplrError: if no seed occurs in both.
+    """
+    common = {run.config.seed for run in first} & {run.config.seed for run in second}
+    if not common:
+        raise ExplrError("the two sets of runs have no seed in common.")
+    sides = [final_accuracies([run for run in side if run.config.seed in common]) for side in (first, second)]
+    if len(common) == 1:
+        return sides[1][0] - sides[0][0], (-1.0, 1.0)
+    test = equivalence_test(sides[0], sides[1])
+    return test.difference, (test.low, test.high)
 
 
 def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: float = MARGIN) -> str:

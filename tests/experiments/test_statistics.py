@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from explr import ExplrError, Run, RunConfig
-from explr.experiments.statistics import accuracy_table, equivalence_test, final_accuracies, trajectory_distance
+from explr.experiments.statistics import (
+    accuracy_difference,
+    accuracy_table,
+    equivalence_test,
+    final_accuracies,
+    trajectory_distance,
+)
 
 values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
 
@@ -74,6 +80,16 @@ def test_one_of_several_arms_must_differ_more_clearly():
     runs = {arm: [run(seed, value) for seed, value in enumerate(side)] for arm, side in {"a": first, "b": second}.items()}
     assert "different" in accuracy_table(runs, "a")
     assert "different" not in accuracy_table({**runs, "c": runs["a"], "d": runs["a"]}, "a")
+
+
+def test_difference_of_accuracies_is_that_of_the_common_seeds_and_one_seed_leaves_it_open():
+    first, second = [run(0, 0.5), run(1, 0.6), run(7, 0.1)], [run(1, 0.7), run(0, 0.5), run(8, 0.9)]
+    difference, (low, high) = accuracy_difference(first, second)
+    test = equivalence_test([0.5, 0.6], [0.5, 0.7])
+    assert (difference, low, high) == (test.difference, test.low, test.high)
+    assert accuracy_difference(first[:1], second) == (0.0, (-1.0, 1.0))
+    with pytest.raises(ExplrError, match="no seed in common"):
+        accuracy_difference(first[2:], second)
 
 
 def test_trajectories_are_paired_by_seed():
