@@ -17,14 +17,17 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test book check-book notebooks format address clean
+.PHONY: help test test-notebooks book check-book lab notebooks format address clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
 
 # Everything that is installed follows from pyproject.toml; explr itself is installed in place, so edits need no reinstall.
 $(VENV): pyproject.toml
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "explr needs Python 3.10 or later, but $(PYTHON) --version says: $$($(PYTHON) --version 2>&1)." \
+	    "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; } # on Debian, venv may say that python3-venv is missing
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
 	@touch $@
@@ -34,6 +37,9 @@ test: $(VENV) ## lint, types, unit and property tests, doctests, then every note
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PARALLEL) -m "not browser" --doctest-modules explr tests
+	@$(MAKE) --no-print-directory test-notebooks
+
+test-notebooks: $(VENV) ## every notebook against its committed outputs, which hold on CIFAR-10 and on generated images
 	$(PARALLEL) --nbval-lax --nbval-sanitize-with tests/nbval.cfg book
 
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
@@ -52,6 +58,9 @@ book: $(VENV) ## execute every notebook and build the HTML; fails on any warning
 check-book: book ## build the book, then check its links, images and pages in a browser
 	$(BIN)/pytest -m browser tests/pages
 
+lab: $(VENV) ## open the chapters in JupyterLab, with live sliders and progress bars
+	env -u EXPLR_STATIC -u TQDM_DISABLE $(BIN)/jupyter lab book/01-learning-rates.ipynb
+
 notebooks: $(VENV) ## execute every notebook in place, and normalise it; what `git diff` then shows has changed
 	$(BIN)/python -m tools.notebooks --execute
 
@@ -60,8 +69,9 @@ format: $(VENV) ## format the code and normalise the notebooks
 	$(BIN)/ruff format .
 	$(BIN)/python -m tools.notebooks
 
-address: $(VENV) ## check the repository's public address, or change it everywhere: make address URL=https://github.com/me/explr
+address: $(VENV) ## check the repository's public address, or set it: make address URL=https://github.com/me/explr (or URL=none)
 	$(BIN)/python -m tools.address $(URL)
+	$(BIN)/python -m tools.notebooks $(if $(URL),,--check)
 
 clean: ## remove the built book, the environment and the caches
 	rm -rf _build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

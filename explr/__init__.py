@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from explr import schedules
-    from explr.equivalence import ExpSchedule, characteristic_root, convert, growth_rate, texp, weight_decay_for
+    from explr.equivalence import (
+        AdamWSchedule,
+        ExpSchedule,
+        adamw_steady_state,
+        characteristic_root,
+        convert,
+        convert_adamw,
+        growth_rate,
+        texp,
+        weight_decay_for,
+    )
     from explr.errors import ExplrError
     from explr.experiments import data, models
     from explr.experiments.records import Run, RunConfig
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamWSchedule",
     "ExpLR",
     "ExpSchedule",
     "ExplrError",
@@ -26,8 +37,10 @@ __all__ = [
     "Lemma1Report",
     "Run",
     "RunConfig",
+    "adamw_steady_state",
     "characteristic_root",
     "convert",
+    "convert_adamw",
     "data",
     "growth_rate",
     "lemma1",
@@ -42,7 +55,8 @@ __all__ = [
 
 # Where each name lives; a module under its own name.
 _HOMES = {
-    "explr.equivalence": "ExpSchedule characteristic_root convert growth_rate texp weight_decay_for",
+    "explr.equivalence": "AdamWSchedule ExpSchedule adamw_steady_state characteristic_root convert convert_adamw growth_rate "
+    "texp weight_decay_for",
     "explr.errors": "ExplrError",
     "explr.experiments.data": "data",
     "explr.experiments.models": "models",

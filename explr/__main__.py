@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 after a message on stderr."""
-    parsed = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(listed="run" in arguments).parse_args(arguments)
     try:
         parsed.command(parsed)
     except ExplrError as error:
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, listed: bool) -> argparse.ArgumentParser:
+    """Return the parser; to list the experiments in its help takes torch, and so a second."""
     parser = argparse.ArgumentParser(
         prog="explr", description="Weight decay is an exponentially increasing learning rate, exactly."
     )
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help=about,
         description=f"{about[0].upper()}{about[1:]}. Runs that have a record are not made again; a run that was killed goes on "
         "from its last whole epoch.",
-        epilog=_list_experiments(),
+        epilog=_list_experiments() if listed else None,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

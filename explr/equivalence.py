@@ -19,17 +19,26 @@ while it is under way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from explr.checks import (
+    FloatArray,
+    Rates,
+    check,
+    check_lr,
+    check_momentum,
+    check_weight_decay,
+    one_float,
+    per_step,
+    rates,
+)
 from explr.errors import ExplrError
-
-FloatArray = npt.NDArray[np.float64]
-Rates = Sequence[float] | npt.NDArray[np.floating]
+from explr.recursions import AdamW, Family, HeavyBall, Nesterov, heavy_ball_bound, nesterov_bound, no_twin
 
 # numpy has no bfloat16, and dtypes may come from torch, which this module does not import.
 _LARGEST = {
@@ -41,18 +50,8 @@ _LARGEST = {
 
 
 @dataclass(frozen=True, eq=False)
-class ExpSchedule:
-    """A learning-rate schedule without weight decay, and the growth of the weights that goes with it.
-
-    Attributes:
-        log_lr: shape ``(T,)``, natural log of the learning rate η̃_t of each step.
-        log_scale: shape ``(T + 1,)``, natural log of P_t, the factor between the weights of this run and those of the run
-            with weight decay, before each step and after the last.
-
-    >>> schedule = convert([0.1] * 391, weight_decay=5e-4, momentum=0.9)
-    >>> schedule.log_lr.shape, schedule.log_scale.shape
-    ((391,), (392,))
-    """
+class _Schedule:
+    """What the schedules of all optimizers have: rates as logarithms, and the growth of the weights."""
 
     log_lr: FloatArray
     log_scale: FloatArray
@@ -94,17 +93,63 @@ class ExpSchedule:
         return int(over[0]) if over.size else None
 
 
-def convert(lrs: Rates, weight_decay: float | Rates, momentum: float | Rates = 0.0) -> ExpSchedule:
+@dataclass(frozen=True, eq=False)
+class ExpSchedule(_Schedule):
+    """A learning-rate schedule of SGD without weight decay, and the growth of the weights that goes with it.
+
+    Attributes:
+        log_lr: shape ``(T,)``, natural log of the learning rate η̃_t of each step.
+        log_scale: shape ``(T + 1,)``, natural log of P_t, the factor between the weights of this run and those of the run
+            with weight decay, before each step and after the last.
+        momentum: shape ``(T,)``, of each step; with heavy-ball momentum what :func:`convert` was given.
+        dampening: shape ``(T,)``, of each step; negative with Nesterov momentum, which torch takes in a parameter group, though
+            not in the constructor.
+
+    >>> schedule = convert([0.1] * 391, weight_decay=5e-4, momentum=0.9)
+    >>> schedule.log_lr.shape, schedule.log_scale.shape
+    ((391,), (392,))
+    """
+
+    momentum: FloatArray = field(default_factory=lambda: np.zeros(0))
+    dampening: FloatArray = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class AdamWSchedule(_Schedule):
+    """The hyper-parameters of AdamW without weight decay, and the growth of the weights that goes with them.
+
+    Attributes:
+        log_lr: shape ``(T,)``, natural log of the learning rate η̃_t of each step.
+        log_scale: shape ``(T + 1,)``, natural log of P_t, before each step and after the last.
+        betas: shape ``(T, 2)``, β̃₁ and β̃₂ of each step.
+        log_eps: shape ``(T,)``, natural log of ε̃ of each step.
+    """
+
+    betas: FloatArray
+    log_eps: FloatArray
+
+
+def convert(
+    lrs: Rates,
+    weight_decay: float | Rates,
+    momentum: float | Rates = 0.0,
+    *,
+    nesterov: bool = False,
+    dampening: float | Rates = 0.0,
+) -> ExpSchedule:
     r"""Convert SGD with weight decay into the equivalent schedule without it, exactly.
 
     Any schedule converts: η_t, and if need be λ_t and γ_t, may change at every step. The run starts as PyTorch's SGD does,
-    with an empty momentum buffer; a run that is already under way, with any momentum buffer, converts by the same numbers.
-    Theorem 1 of Li & Arora (2020) is the fixed point of the recursion at constant learning rate.
+    with an empty momentum buffer. With heavy-ball momentum, damped or not, only the rate changes, and Theorem 1 of Li & Arora
+    (2020) is the fixed point of the recursion at constant rate. With Nesterov momentum the twin has a momentum and a dampening
+    of its own at every step, near γ and 0.
 
     Args:
         lrs: learning rates η_t > 0, one per step, length T ≥ 1.
         weight_decay: L2 coefficient λ ≥ 0 as :class:`torch.optim.SGD` takes it; one number or one per step.
-        momentum: heavy-ball factor 0 ≤ γ < 1; one number, or one per step (then all 0 or all positive).
+        momentum: factor 0 ≤ γ < 1; one number, or one per step (then all 0 or all positive).
+        nesterov: whether the momentum is Nesterov's; then it is positive, and dampening 0.
+        dampening: τ = 1 - dampening > 0 is the weight of a new gradient in the buffer; one number or one per step.
 
     Raises:
         ExplrError: for values outside these ranges, or when no positive schedule exists at some step.
@@ -112,24 +157,88 @@ def convert(lrs: Rates, weight_decay: float | Rates, momentum: float | Rates = 0
     >>> schedule = convert([0.1, 0.1, 0.01], weight_decay=5e-4, momentum=0.9)
     >>> [round(float(lr), 8) for lr in schedule.lr]
     [0.100005, 0.1000195, 0.01000304]
+    >>> [round(float(momentum), 9) for momentum in convert([0.1] * 3, 5e-4, 0.9, nesterov=True).momentum]
+    [0.900085508, 0.900038481, 0.900013149]
     """
-    eta = _rates("lrs", lrs)
-    lam = _per_step("weight_decay", weight_decay, len(eta))
-    gamma = _per_step("momentum", momentum, len(eta))
-    _check_lr(eta)
-    _check_weight_decay(lam)
-    _check_momentum(gamma)
+    eta = rates("lrs", lrs)
+    lam = per_step("weight_decay", weight_decay, len(eta))
+    gamma = per_step("momentum", momentum, len(eta))
+    damping = per_step("dampening", dampening, len(eta))
+    check_lr(eta)
+    check_weight_decay(lam)
+    check_momentum(gamma)
+    check("dampening", damping, lambda v: (v > -np.inf) & (v < 1), "must be finite and below 1; 0 is usual")
     if gamma.any() and not gamma.all():
         raise ExplrError(
             f"momentum=0.0 at step {np.flatnonzero(gamma == 0)[0]}, but not at every step: torch's SGD neither reads nor "
             "updates its momentum buffer at momentum 0, so nothing exact is known of the steps after it. "
             "Use a small positive momentum there, such as 1e-9."
         )
-    shares = np.empty(len(eta))
-    carried = 0.0
-    for step, (lr, decay, mu) in enumerate(zip(eta.tolist(), lam.tolist(), gamma.tolist(), strict=True)):
-        shares[step], carried = advance(carried, lr, decay, mu, step)
-    return _schedule(eta, shares)
+    if nesterov and (damping.any() or not gamma.any()):
+        raise ExplrError("nesterov=True needs a positive momentum and dampening=0, as in torch.optim.SGD.")
+    log_lr, log_scale, settings = _run(Nesterov(), eta, lam, gamma) if nesterov else _run(HeavyBall(), eta, lam, gamma, damping)
+    return ExpSchedule(log_lr, log_scale, momentum=settings["momentum"], dampening=settings["dampening"])
+
+
+def convert_adamw(
+    lrs: Rates,
+    weight_decay: float | Rates,
+    betas: tuple[float | Rates, float | Rates] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> AdamWSchedule:
+    r"""Convert AdamW with (decoupled) weight decay into the equivalent AdamW without it, exactly.
+
+    Decoupled weight decay is an exponential rate and a shorter memory: the rate grows by 1/(1 - λη) a step, and both betas
+    shrink, at a steady state to β₁α and β₂α² with α = 1 - λη. The run starts as PyTorch's does, with empty averages. It always
+    converts, as long as λη < 1.
+
+    Args:
+        lrs: learning rates η_t > 0, one per step, length T ≥ 1.
+        weight_decay: λ ≥ 0 as :class:`torch.optim.AdamW` takes it; one number or one per step.
+        betas: β₁ and β₂ in [0, 1); each one number or one per step.
+        eps: what is added to the root of the averaged squares, ≥ 0.
+
+    Raises:
+        ExplrError: for values outside these ranges, or where λη ≥ 1.
+
+    >>> twin = convert_adamw([1e-3] * 3, weight_decay=0.1)
+    >>> [round(float(lr), 9) for lr in twin.lr]
+    [0.0010001, 0.001000195, 0.001000283]
+    >>> [round(beta, 9) for beta in twin.betas[2].tolist()]
+    [0.899982898, 0.998999601]
+    """
+    eta = rates("lrs", lrs)
+    lam = per_step("weight_decay", weight_decay, len(eta))
+    if not (isinstance(betas, Sequence | np.ndarray) and len(betas) == 2):
+        raise ExplrError(f"betas={betas!r} must be two: (0.9, 0.999) are usual.")
+    beta1, beta2 = (per_step(f"betas[{index}]", beta, len(eta)) for index, beta in enumerate(betas))
+    check_lr(eta)
+    check_weight_decay(lam)
+    for index, beta in enumerate((beta1, beta2)):
+        check(f"betas[{index}]", beta, lambda v: (v >= 0) & (v < 1), "must lie in [0, 1)")
+    epsilon = one_float("eps", eps)
+    check("eps", epsilon, lambda v: (v >= 0) & (v < np.inf), "must be finite and not negative")
+    log_lr, log_scale, settings = _run(AdamW(), eta, lam, beta1, beta2, np.full(len(eta), epsilon))
+    log_eps = (math.log(epsilon) if epsilon else -math.inf) + settings["log_eps_factor"] - log_scale[:-1]
+    return AdamWSchedule(log_lr, log_scale, np.stack([settings["beta1"], settings["beta2"]], axis=1), log_eps)
+
+
+def _run(family: Family, *columns: FloatArray) -> tuple[FloatArray, FloatArray, dict[str, FloatArray]]:
+    """Run a recursion over all steps: return log rates, log scales and the twin's other settings."""
+    memory = family.start()
+    advance = family.advance
+    shares, memories = [], [memory]
+    for step, settings in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        share, memory = advance(memory, *settings)
+        if not share < 1.0:
+            raise no_twin(family, share, settings, step)
+        shares.append(share)
+        memories.append(memory)
+    states = np.array(memories).T
+    log_scale = _log_scale(shares)
+    settings_of_twin = family.settings(states[:, :-1], states[:, 1:], *columns)
+    log_lr = np.log(columns[0]) + settings_of_twin.pop("log_factor") + log_scale[1:]
+    return log_lr + log_scale[:-1] if family.lr_power == 2 else log_lr, log_scale, settings_of_twin
 
 
 def advance(carried: float, lr: float, weight_decay: float, momentum: float, step: int) -> tuple[float, float]:
@@ -150,16 +259,11 @@ def advance(carried: float, lr: float, weight_decay: float, momentum: float, ste
     >>> advance(0.0, lr=0.1, weight_decay=5e-4, momentum=0.9, step=0)
     (5e-05, 0.0005000250012500625)
     """
-    decay = weight_decay + momentum * carried
-    share = lr * decay
-    if share < 1.0:
-        return share, decay / (1.0 - share)
-    raise ExplrError(
-        f"no exponential schedule stands for step {step}: lr={lr:.6g} with weight_decay={weight_decay:.6g}, "
-        f"momentum={momentum:.6g} takes away all of the weights (a share of {share:.6g}; it must stay below 1). "
-        f"At this step lr must be below {1.0 / decay:.6g}; at a constant rate lr * weight_decay must not exceed "
-        f"(1 - sqrt(momentum))**2 = {_largest_decay(momentum):.6g}. Lower lr or weight_decay."
-    )
+    settings = (lr, weight_decay, momentum, 0.0)
+    share, (carried, _) = HeavyBall().advance((carried, 0.0), *settings)
+    if not share < 1.0:
+        raise no_twin(HeavyBall(), share, settings, step)
+    return share, carried
 
 
 def texp(phase_lrs: Rates, phase_steps: Sequence[int], weight_decay: float, momentum: float = 0.0) -> ExpSchedule:
@@ -182,38 +286,43 @@ def texp(phase_lrs: Rates, phase_steps: Sequence[int], weight_decay: float, mome
     >>> [round(float(lr), 8) for lr in schedule.lr]
     [0.10005025, 0.10015083, 0.01002062, 0.01002162]
     """
-    eta = _rates("phase_lrs", phase_lrs)
-    _check_lr(eta)
+    eta = rates("phase_lrs", phase_lrs)
+    check_lr(eta)
     steps = np.asarray(phase_steps)
     if steps.shape != eta.shape or steps.dtype.kind not in "iu" or (steps < 1).any():
         raise ExplrError(
             f"phase_steps={phase_steps} must hold one whole number of steps >= 1 for each of the {len(eta)} phase_lrs."
         )
     shares = [_steady_share(lr, weight_decay, momentum) for lr in eta.tolist()]
-    return _schedule(np.repeat(eta, steps), np.repeat(shares, steps))
+    log_scale = _log_scale(np.repeat(shares, steps))
+    log_lr = np.log(np.repeat(eta, steps)) + log_scale[:-1] + log_scale[1:]
+    return ExpSchedule(log_lr, log_scale, momentum=np.full(len(log_lr), float(momentum)), dampening=np.zeros(len(log_lr)))
 
 
-def characteristic_root(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+def characteristic_root(lr: float, weight_decay: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
     r"""Return α, the factor by which one step of weight decay shrinks the weights at a steady state.
 
-    It is the larger root of :math:`x^2 - (1 + \gamma - \lambda\eta)x + \gamma = 0` (Li & Arora 2020, Theorem 1): in the
-    equivalent run without weight decay the learning rate grows by ``characteristic_root(...) ** -2`` every step.
+    It is the larger root of :math:`x^2 - (1 + \gamma - \lambda\eta)x + \gamma = 0` (Li & Arora 2020, Theorem 1), with Nesterov
+    momentum that of :math:`x^2 - (1 + \gamma)(1 - \lambda\eta)x + \gamma(1 - \lambda\eta) = 0`. In the equivalent run without
+    weight decay the learning rate grows by ``characteristic_root(...) ** -2`` every step.
 
     Args:
         lr: learning rate η > 0, per step.
         weight_decay: L2 coefficient λ ≥ 0, as :class:`torch.optim.SGD` takes it.
-        momentum: heavy-ball factor γ, 0 ≤ γ < 1.
+        momentum: factor γ, 0 ≤ γ < 1.
+        nesterov: whether the momentum is Nesterov's. Its twin has momentum γ(1 - λη) and dampening 1 - α⁻² at a steady state.
 
     Raises:
-        ExplrError: for values outside these ranges, or if ``lr * weight_decay`` exceeds (1 - √γ)², where no real root exists.
+        ExplrError: for values outside these ranges, or if ``lr * weight_decay`` exceeds (1 - √γ)², with Nesterov momentum
+            ((1 - γ)/(1 + γ))²: no real root exists there.
 
     >>> characteristic_root(0.1, 5e-4, momentum=0.9)
     0.9994977283678919
     """
-    return 1.0 - _steady_share(lr, weight_decay, momentum)
+    return 1.0 - _steady_share(lr, weight_decay, momentum, nesterov=nesterov)
 
 
-def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps: int = 1) -> float:
+def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps: int = 1, nesterov: bool = False) -> float:
     r"""Return the factor α^(-2·steps) by which the equivalent learning rate grows over ``steps`` steps.
 
     Li & Arora 2020, Theorem 1. With ``steps`` the number of steps in an epoch, the growth per epoch.
@@ -221,8 +330,9 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
     Args:
         lr: learning rate η > 0, per step.
         weight_decay: L2 coefficient λ ≥ 0.
-        momentum: heavy-ball factor γ, 0 ≤ γ < 1.
+        momentum: factor γ, 0 ≤ γ < 1.
         steps: number of steps, ≥ 0.
+        nesterov: whether the momentum is Nesterov's.
 
     Raises:
         ExplrError: as :func:`characteristic_root`; and if the factor is too large for float64.
@@ -232,7 +342,7 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
     """
     if not 0 <= steps < math.inf:
         raise ExplrError(f"steps={steps} must be finite and not negative.")
-    log_growth = -2.0 * steps * math.log1p(-_steady_share(lr, weight_decay, momentum))
+    log_growth = -2.0 * steps * math.log1p(-_steady_share(lr, weight_decay, momentum, nesterov=nesterov))
     try:
         return math.exp(log_growth)
     except OverflowError:
@@ -256,9 +366,9 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
     >>> round(weight_decay_for(growth_rate(0.1, 5e-4, 0.9), lr=0.1, momentum=0.9), 12)
     0.0005
     """
-    growth, lr, momentum = _float("growth", growth), _float("lr", lr), _float("momentum", momentum)
-    _check_lr(lr)
-    _check_momentum(momentum)
+    growth, lr, momentum = one_float("growth", growth), one_float("lr", lr), one_float("momentum", momentum)
+    check_lr(lr)
+    check_momentum(momentum)
     if not 1.0 <= growth < math.inf:
         raise ExplrError(f"growth={growth} must be a finite factor per step, >= 1 (1.001 for a tenth of a percent a step).")
     share = -math.expm1(-0.5 * math.log1p(growth - 1.0))
@@ -270,97 +380,77 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
     return share * (1.0 - momentum - share) / (1.0 - share) / lr
 
 
-def _steady_share(lr: float, weight_decay: float, momentum: float) -> float:
-    """Return x = 1 - α, the fixed point of advance; written without cancellation, so that 1 - x loses nothing."""
-    lr, weight_decay, momentum = _float("lr", lr), _float("weight_decay", weight_decay), _float("momentum", momentum)
-    _check_lr(lr)
-    _check_weight_decay(weight_decay)
-    _check_momentum(momentum)
+class AdamWSteadyState(NamedTuple):
+    """What the twin of AdamW settles to at constant hyper-parameters: see :func:`adamw_steady_state`."""
+
+    growth: float
+    betas: tuple[float, float]
+    factor: float
+
+
+def adamw_steady_state(lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> AdamWSteadyState:
+    r"""Return what the twin of AdamW settles to at constant rate, with α = 1 - λη.
+
+    Args:
+        lr: learning rate η > 0, per step.
+        weight_decay: λ ≥ 0, decoupled, as :class:`torch.optim.AdamW` takes it.
+        betas: β₁ and β₂ in [0, 1).
+
+    Returns:
+        ``growth`` of the rate per step, 1/α; ``betas`` (β₁α, β₂α²): an average of squares that remembered 1/(1 - β₂) steps now
+        remembers 1/(1 - β₂α²); and the constant ``factor`` by which the rate exceeds η P,
+        (1 - β₁)/(1 - β₁α) · √((1 - β₂α²)/(1 - β₂)).
+
+    Raises:
+        ExplrError: as :func:`convert_adamw`.
+
+    >>> state = adamw_steady_state(1e-3, 0.1)
+    >>> [round(beta, 12) for beta in state.betas], round(state.factor, 12)
+    ([0.89991, 0.99880020999], 1.094364336031)
+    """
+    convert_adamw([lr], weight_decay, betas)  # for its errors
     decay = lr * weight_decay
-    bound = _largest_decay(momentum)
+    beta1, beta2 = betas
+    # Without cancellation: 1 - β α = (1 - β) + β (1 - α).
+    shorter1, shorter2 = (1.0 - beta1) + beta1 * decay, (1.0 - beta2) + beta2 * decay * (2.0 - decay)
+    factor = (1.0 - beta1) / shorter1 * math.sqrt(shorter2 / (1.0 - beta2))
+    left = 1.0 - decay
+    return AdamWSteadyState(1.0 / left, (beta1 * left, beta2 * left * left), factor)
+
+
+def _steady_share(lr: float, weight_decay: float, momentum: float, *, nesterov: bool = False) -> float:
+    """Return x = 1 - α, the fixed point of the recursion; written without cancellation, so that 1 - x loses nothing."""
+    lr, weight_decay, momentum = one_float("lr", lr), one_float("weight_decay", weight_decay), one_float("momentum", momentum)
+    check_lr(lr)
+    check_weight_decay(weight_decay)
+    check_momentum(momentum)
+    decay = lr * weight_decay
+    bound = nesterov_bound(momentum) if nesterov else heavy_ball_bound(momentum)
     if decay > bound or decay >= 1.0:
+        formula = "((1 - momentum) / (1 + momentum))**2" if nesterov else "(1 - sqrt(momentum))**2"
         raise ExplrError(
-            f"no exponential schedule stands for lr={lr}, weight_decay={weight_decay}, momentum={momentum}: "
-            f"lr * weight_decay = {decay:.6g} exceeds (1 - sqrt(momentum))**2 = {bound:.6g}. "
-            f"Lower lr or weight_decay{_smaller_momentum(decay)}."
+            f"no exponential schedule stands for lr={lr}, weight_decay={weight_decay}, momentum={momentum}"
+            f"{', nesterov=True' if nesterov else ''}: lr * weight_decay = {decay:.6g} exceeds {formula} = {bound:.6g}. "
+            f"Lower lr or weight_decay{_smaller_momentum(decay, nesterov)}."
         )
+    if nesterov:
+        root = (1.0 + momentum) * math.sqrt((1.0 - decay) * (bound - decay))
+        return 2.0 * decay / (1.0 - momentum + (1.0 + momentum) * decay + root)
     root = math.sqrt((bound - decay) * ((1.0 + math.sqrt(momentum)) ** 2 - decay))
     return 2.0 * decay / (1.0 - momentum + decay + root)
 
 
-def _largest_decay(momentum: float) -> float:
-    return ((1.0 - momentum) / (1.0 + math.sqrt(momentum))) ** 2  # (1 - sqrt(momentum))**2 without cancellation
-
-
-def _smaller_momentum(decay: float) -> str:
+def _smaller_momentum(decay: float, nesterov: bool) -> str:
     """Name the momentum at which ``decay`` would convert, rounded down so that the advice works."""
     if decay >= 1.0:
         return ""
-    return f", or use momentum <= {math.floor(1e3 * (1.0 - math.sqrt(decay)) ** 2) / 1e3:g}"
+    root = math.sqrt(decay)
+    largest = (1.0 - root) / (1.0 + root) if nesterov else (1.0 - root) ** 2
+    return f", or use momentum <= {math.floor(1e3 * largest) / 1e3:g}"
 
 
-def _schedule(eta: FloatArray, shares: npt.ArrayLike) -> ExpSchedule:
+def _log_scale(shares: npt.ArrayLike) -> FloatArray:
+    """Return log P before each step and after the last."""
     # A running sum over 10^6 steps in float64 would cost digits of the learning rate, which is its exponential.
     growth = np.cumsum(-np.log1p(-np.asarray(shares)), dtype=np.longdouble)
-    log_scale = np.concatenate([[0.0], growth.astype(np.float64)])
-    return ExpSchedule(log_lr=np.log(eta) + log_scale[:-1] + log_scale[1:], log_scale=log_scale)
-
-
-def _rates(name: str, values: Rates) -> FloatArray:
-    array = _floats(name, values)
-    if array.ndim != 1 or array.size == 0:
-        raise ExplrError(f"{name} must be a sequence of at least one number, one per step; got shape {array.shape}.")
-    return array
-
-
-def _floats(name: str, values: Any) -> FloatArray:
-    """Return numbers in whatever form, torch tensors and iterators among them, as a float64 array."""
-    try:
-        if hasattr(values, "detach"):  # a tensor of any dtype and device, without importing torch
-            values = values.detach().cpu().double().numpy()
-        elif hasattr(values, "__next__"):
-            values = list(values)
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ExplrError(f"{name}={values!r} must be numbers.") from None
-
-
-def _float(name: str, value: Any) -> float:
-    array = _floats(name, value)
-    if array.size != 1:
-        raise ExplrError(f"{name} must be one number; got shape {array.shape}.")
-    return float(array.reshape(()))
-
-
-def _per_step(name: str, value: float | Rates, steps: int) -> FloatArray:
-    array = _floats(name, value)
-    if array.ndim == 0:
-        return np.full(steps, float(array))
-    if array.shape != (steps,):
-        raise ExplrError(f"{name} must be one number or one per step: got shape {array.shape} for {steps} steps.")
-    return array
-
-
-def _check_lr(lr: float | FloatArray) -> None:
-    _check(
-        "lr",
-        lr,
-        lambda v: (v > 0) & (v < np.inf),
-        "must be positive and finite; where a schedule reaches 0, stop above it",
-    )
-
-
-def _check_weight_decay(weight_decay: float | FloatArray) -> None:
-    _check("weight_decay", weight_decay, lambda v: (v >= 0) & (v < np.inf), "must be finite and not negative")
-
-
-def _check_momentum(momentum: float | FloatArray) -> None:
-    _check("momentum", momentum, lambda v: (v >= 0) & (v < 1), "must lie in [0, 1); 0.9 is usual")
-
-
-def _check(name: str, values: float | FloatArray, accept: Callable[[FloatArray], npt.NDArray[np.bool_]], rule: str) -> None:
-    array = np.asarray(values, dtype=np.float64)
-    bad = np.flatnonzero(~accept(np.atleast_1d(array)))
-    if bad.size:
-        where = f" at step {bad[0]}" if array.ndim else ""
-        raise ExplrError(f"{name}={np.atleast_1d(array)[bad[0]]}{where}: {name} {rule}.")
+    return np.concatenate([[0.0], growth.astype(np.float64)])

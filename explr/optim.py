@@ -1,42 +1,46 @@
 """ExpLR: weight decay turned into a growing learning rate, as a torch learning-rate scheduler.
 
-It applies the recursion of :mod:`explr.equivalence` online: a step needs only the present learning rate and one number of the
-past, so any torch scheduler can be wrapped, whether or not its future is known. Given the model, it also takes the eps and the
-running statistics of normalisation layers along, and keeps weights and rates within range, by :mod:`explr.symmetry`.
+It applies the recursions of :mod:`explr.recursions` online: a step needs only the present hyper-parameters and a few numbers of
+the past, so any torch scheduler can be wrapped, whether or not its future is known. Given the model, it also takes the eps and
+the running statistics of normalisation layers along, and keeps weights and rates within range, by :mod:`explr.symmetry`.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from explr.equivalence import advance
 from explr.errors import ExplrError
+from explr.groups import Group, check_group, converts, family_of, memory_of, read, smallest_dtype, trains, write
+from explr.recursions import no_twin
 from explr.symmetry import Norms, exact_exp, scale_weights
 
 
 class ExpLR(LRScheduler):
     r"""Replace weight decay by its exact effect on the learning rate (Li & Arora 2020, Theorem 1, for any schedule).
 
-    Takes the weight decay out of the optimizer's parameter groups and, at every :meth:`step`, sets the learning rate with
-    which SGD without weight decay computes the same functions, provided that the loss is scale-invariant in the parameters
-    of the group. The weights themselves grow, by ``exp(log_scale)``.
+    Takes the weight decay out of the optimizer's parameter groups and, at every :meth:`step`, sets the hyper-parameters with
+    which the same optimizer without weight decay computes the same functions, provided that the loss is scale-invariant in the
+    parameters of the group. The weights themselves grow, by ``exp(log_scale)``. With heavy-ball momentum only the learning rate
+    changes; with Nesterov momentum momentum and dampening do as well, with AdamW betas and eps (:mod:`explr.recursions`).
 
-    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch; not after one that a GradScaler skipped),
-    evaluate after it, and give the wrapped scheduler its milestones in steps. A ``ReduceLROnPlateau`` advances at the calls
-    that carry a metric, ``step(metric)``. Every parameter must have a gradient at every step: one that has none torch does not
-    decay.
+    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch), evaluate after it, and give the wrapped
+    scheduler its milestones in steps. After a step that did not happen, such as one that a GradScaler skipped, :meth:`step`
+    moves the wrapped schedule alone. A ``ReduceLROnPlateau`` advances at the calls that carry a metric, ``step(metric)``. Every
+    parameter must have a gradient at every step: one that has none torch does not decay.
 
     Args:
-        optimizer: a :class:`torch.optim.SGD`, new or under way; momentum is welcome, Nesterov momentum, dampening and
-            ``maximize`` are not. A group whose ``weight_decay`` is 0 keeps the rate of the schedule; so does one marked
-            ``scale_invariant=False``, which keeps its weight decay too.
-        scheduler: any torch scheduler of the same optimizer; it goes on believing in the original learning rate. Without
-            one the original rate is constant.
+        optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
+            (or Adam with ``decoupled_weight_decay=True``), new or under way. A group whose ``weight_decay`` is 0 keeps the rate
+            of the schedule; so does one marked ``scale_invariant=False``, which keeps its weight decay too. A CUDA graph of
+            ``optimizer.step()`` would freeze what changes at every step, and is refused.
+        scheduler: any torch scheduler of the same optimizer; it goes on believing in the original hyper-parameters, and may
+            move any of them. Without one they are constant.
         model: the network, in training mode. With it eps and running statistics of the norms are scaled with the weights, so
             that the equivalence is exact at any eps and in eval mode too. It must be scale-invariant in the converted
             groups. Without it the equivalence is as good as eps is negligible. (The eps changes at every step, so a model
@@ -46,14 +50,17 @@ class ExpLR(LRScheduler):
         example_inputs: what the model is called with; see :func:`rescale`.
 
     Attributes:
+        believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
+        in_use: what ExpLR has set instead, less the learning rate (:meth:`get_last_lr`).
         log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
         log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
         exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
-            optimizer uses is η̃_t / 4**exponent; all 0 without ``renormalize``.
+            optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
 
     Raises:
-        ExplrError: for an optimizer or a rate that has no exact counterpart; when a learning rate leaves the range of the
-            parameters' dtype; when ``optimizer.step()`` is called twice without :meth:`step` in between.
+        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate leaves the range of the
+            parameters' dtype; when ``optimizer.step()`` is called twice without :meth:`step` in between, or after somebody else
+            has set what ExpLR sets.
 
     >>> weights = torch.nn.Parameter(torch.ones(3))
     >>> optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -66,6 +73,11 @@ class ExpLR(LRScheduler):
     0.10001950
     0.01000304
     """
+
+    log_lr: list[float]
+    exponents: list[int]
+    rates: list[float]
+    in_use: list[dict[str, float]]
 
     def __init__(
         self,
@@ -84,49 +96,53 @@ class ExpLR(LRScheduler):
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
         groups = optimizer.param_groups
+        families = [family_of(optimizer, group) for group in groups]
+        self.optimizer = optimizer
         self.scheduler = scheduler
         self.renormalize = renormalize
-        self.weight_decays = [float(group["weight_decay"]) if _converts(group) else 0.0 for group in groups]
-        self.lrs = [float(group["lr"]) for group in groups]  # η_t: what the wrapped scheduler believes in
-        self.momentum = [float(group["momentum"]) for group in groups]
+        self.families = [type(family).__name__ for family in families]
+        self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
+        self.believed = [read(group, family.reads) for group, family in zip(groups, families, strict=True)]
+        self.after = [list(memory_of(optimizer, i, groups[i], family)) for i, family in enumerate(families)]
+        self.memory = [list(memory) for memory in self.after]  # before the coming step; after it: self.after
         self.shares = [0.0] * len(groups)  # x_t
-        self.carried = [0.0] * len(groups)  # κ_{t+1}
         self.log_scale = [0.0] * len(groups)
         self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
-        self.log_lr = [math.nan] * len(groups)
-        self.exponents = [0] * len(groups)
         self._optimizer_stepped = False
-        self._convert(groups, self.lrs, step=0)
-        self.norms = None if model is None else Norms(model, self._decayed(groups), example_inputs)
-        self._check_joint(groups)
-        for group in filter(_converts, groups):
-            group["weight_decay"] = 0.0
-        optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self._convert(self.believed, step=0)
+        self.norms = None if model is None else Norms(model, self._decayed(), example_inputs)
+        self._check_joint()
+        self._write()
+        self._watch()
         super().__init__(optimizer)
 
+    @property
+    def lrs(self) -> list[float]:
+        """The learning rates that the wrapped scheduler believes in, one per parameter group: what to log."""
+        return [settings["lr"] for settings in self.believed]
+
     def step(self, metrics: Any = None) -> None:
-        """Set the learning rate of the next ``optimizer.step()``; call once after each.
+        """Set the hyper-parameters of the next ``optimizer.step()``; call once after each.
 
         Args:
             metrics: for a wrapped ``ReduceLROnPlateau``, the value it watches, whenever there is a new one.
 
         Raises:
-            ExplrError: if the rate that the schedule asks for has no exponential counterpart or leaves the dtype's range.
-                The optimizer then keeps the rate that it had.
+            ExplrError: if the step that the schedule asks for has no exponential counterpart or its rate leaves the dtype's
+                range. The optimizer then keeps what it had.
         """
-        if self.last_epoch >= 0:  # else torch's constructor is calling: the first rate is already there
-            if len(self.optimizer.param_groups) == len(self._last_lr):
-                self._check_untouched()
+        if self.last_epoch >= 0:  # else torch's constructor is calling: the first step is prepared already
+            self._check_untouched()
             scales, exponents = self.log_scale, self.exponents
-            self._convert(self.optimizer.param_groups, self._step_wrapped(metrics), step=self.last_epoch + 1)
+            self._convert(self._step_wrapped(metrics), step=self.last_epoch + 1)
             self._scale_model(scales, exponents)
+            self._write()
             self._optimizer_stepped = False
         super().step()
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of the coming step for each group; as in torch, for :meth:`step` to call, not for users."""
-        state = zip(self.lrs, self.log_scale, self.shares, self.exponents, strict=True)
-        return [lr * exact_exp(2.0 * scale - math.log1p(-share), 2 * exponent) for lr, scale, share, exponent in state]
+        return list(self.rates)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this scheduler and of the wrapped one, as plain numbers."""
@@ -135,9 +151,9 @@ class ExpLR(LRScheduler):
         return {**state, "scheduler": wrapped, "eps": None if self.norms is None else dict(self.norms.eps)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up the state of a copy; the optimizer's copy does not bring the hook along."""
+        """Take up the state of a copy; the optimizer's copy does not bring the hooks along."""
         self.__dict__.update(state)
-        self.optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self._watch()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken, whether the optimizer's state is loaded before or after.
@@ -145,20 +161,20 @@ class ExpLR(LRScheduler):
         The eps of the norms, which a model's own state does not hold, is set to what belongs to the state.
 
         Raises:
-            ExplrError: if the state is not an ExpLR's, is of another number of parameter groups, of another kind of wrapped
-                scheduler, or of a renormalised run while this one has no model.
+            ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, or
+                of a renormalised run while this one has no model.
         """
-        if not {"scheduler", "eps", "lrs", "exponents"} <= state_dict.keys():
+        if not {"scheduler", "eps", "believed", "exponents", "families"} <= state_dict.keys():
             raise ExplrError("the state is not that of an ExpLR: it must come from ExpLR.state_dict().")
         state = dict(state_dict)
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
         state.pop("renormalize")  # how to go on is for the one who builds the scheduler to say
         if any(state["exponents"]) and self.norms is None:
             raise ExplrError("the state is of a run with renormalize=True: build ExpLR with model= to go on with it.")
-        if len(state["lrs"]) != len(self.optimizer.param_groups):
+        if state["families"] != self.families:
             raise ExplrError(
-                f"the state is of {len(state['lrs'])} parameter groups, the optimizer has "
-                f"{len(self.optimizer.param_groups)}: build the optimizer as it was built for the state."
+                f"the state is of {len(state['families'])} parameter groups ({', '.join(state['families'])}), the optimizer "
+                f"has {len(self.families)} ({', '.join(self.families)}): build the optimizer as it was built for the state."
             )
         kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
         if kinds[0] != kinds[1]:
@@ -169,70 +185,94 @@ class ExpLR(LRScheduler):
             self.scheduler.load_state_dict(wrapped[1])
         self.__dict__.update(state)
         if self.norms is not None:
-            self.norms.choose(self._decayed(self.optimizer.param_groups))
+            self.norms.choose(self._decayed())
             self.norms.eps.update(eps or {})
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
-        for group, lr, momentum in zip(self.optimizer.param_groups, self._last_lr, self.momentum, strict=True):
-            group.update(momentum=momentum, **({"weight_decay": 0.0} if _converts(group) else {}))
-            _set_lr(group, float(lr))
+        self._write()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            write(group, {"lr": float(lr)})
         self._scale_eps()
 
-    def _step_wrapped(self, metrics: Any) -> list[float]:
-        """Let the wrapped scheduler act on the rates that it believes in, and return what it makes of them."""
+    def _step_wrapped(self, metrics: Any) -> list[dict[str, float]]:
+        """Let the wrapped scheduler act on what it believes in, and return what it makes of it."""
         watches = isinstance(self.scheduler, ReduceLROnPlateau)
         if metrics is not None and not watches:
             raise ExplrError(f"step({metrics!r}): only a wrapped ReduceLROnPlateau takes a metric; call step().")
         if self.scheduler is None or (watches and metrics is None):
-            return self.lrs
+            return self.believed
         groups = self.optimizer.param_groups
-        in_force = [float(group["lr"]) for group in groups]
-        for group, lr in zip(groups, self.lrs, strict=True):
-            _set_lr(group, lr)
+        in_force = [read(group, tuple(settings)) for group, settings in zip(groups, self.believed, strict=True)]
+        for group, settings in zip(groups, self.believed, strict=True):
+            write(group, settings)
         try:
             self.scheduler.step(*([metrics] if watches else []))
-            return [float(group["lr"]) for group in groups]
+            return [read(group, tuple(settings)) for group, settings in zip(groups, self.believed, strict=True)]
         finally:
-            for group, lr in zip(groups, in_force, strict=True):
-                _set_lr(group, lr)
+            for group, settings in zip(groups, in_force, strict=True):
+                write(group, settings)
 
-    def _convert(self, groups: list[dict[str, Any]], lrs: list[float], step: int) -> None:
-        """Advance the recursion of every group to ``step``; raise before any of it has changed."""
-        if len(groups) != len(self.weight_decays):
+    def _convert(self, believed: list[dict[str, float]], step: int) -> None:
+        """Advance every group to the coming step, or only past the wrapped schedule where the last one did not happen.
+
+        Raises before anything has changed.
+        """
+        rows = [self._convert_group(index, settings, step) for index, settings in enumerate(believed)]
+        self.believed = believed
+        for name in rows[0]:
+            setattr(self, name, [row[name] for row in rows])
+
+    def _convert_group(self, index: int, settings: dict[str, float], step: int) -> dict[str, Any]:
+        group, lr = self.optimizer.param_groups[index], settings["lr"]
+        if not 0.0 <= lr < math.inf:
+            raise ExplrError(f"lr={lr} at step {step} must be finite and not negative: check the wrapped scheduler.")
+        momentum, before = settings.get("momentum", 0.0), self.believed[index].get("momentum", 0.0)
+        if (momentum > 0.0) != (before > 0.0):
             raise ExplrError(
-                f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.weight_decays)}: "
-                "add every group before building ExpLR."
+                f"momentum={momentum} at step {step} after {before}: torch's SGD does not touch its momentum buffer at "
+                "momentum 0, so the switch has no exact counterpart. Use a small positive momentum, such as 1e-9."
             )
-        advanced = []
-        for i, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
-            if not 0.0 <= lr < math.inf:
-                raise ExplrError(f"lr={lr} at step {step} must be finite and not negative: check the wrapped scheduler.")
-            momentum, before = float(group["momentum"]), self.momentum[i]
-            if (momentum > 0.0) != (before > 0.0):
-                raise ExplrError(
-                    f"momentum={momentum} at step {step} after {before}: torch's SGD does not touch its momentum buffer at "
-                    "momentum 0, so the switch has no exact counterpart. Use a small positive momentum, such as 1e-9."
-                )
-            term = -math.log1p(-self.shares[i]) - self.rounding[i]
-            scale = self.log_scale[i] + term
-            rounding = (scale - self.log_scale[i]) - term
-            share, carried = advance(self.carried[i], lr, self.weight_decays[i], momentum, step)
-            log_lr = (math.log(lr) if lr else -math.inf) + 2.0 * scale - math.log1p(-share)
-            exponent = round(scale / math.log(2)) if self.renormalize else 0
-            _check_overflow(log_lr - 2 * exponent * math.log(2), group, step)
-            advanced.append((lr, momentum, share, carried, scale, rounding, log_lr, exponent))
-        columns = [list(column) for column in zip(*advanced, strict=True)]
-        self.lrs, self.momentum, self.shares, self.carried, self.log_scale, self.rounding, self.log_lr, self.exponents = columns
+        memory, scale, rounding = self.memory[index], self.log_scale[index], self.rounding[index]
+        if self._optimizer_stepped:
+            term = -math.log1p(-self.shares[index]) - rounding
+            scale += term
+            rounding = (scale - self.log_scale[index]) - term
+            memory = self.after[index]
+        row = {"memory": memory, "log_scale": scale, "rounding": rounding}
+        log_lr = math.log(lr) if lr else -math.inf
+        if not self.converted[index]:
+            _check_overflow(log_lr, group, step)
+            kept = {name: value for name, value in settings.items() if name != "lr"}
+            row |= {"after": memory, "shares": 0.0, "log_lr": log_lr, "exponents": 0, "rates": lr, "in_use": kept}
+            return row
+        family = family_of(self.optimizer, group)
+        share, after = family.advance(tuple(memory), *settings.values())
+        if not share < 1.0:
+            raise no_twin(family, share, tuple(settings.values()), step)
+        twin = {name: float(value) for name, value in family.settings(memory, after, *settings.values()).items()}
+        power = family.lr_power
+        log_growth = power * scale - math.log1p(-share) + twin.pop("log_factor")
+        exponent = round(scale / math.log(2)) if self.renormalize else 0
+        _check_overflow(log_lr + log_growth - power * exponent * math.log(2), group, step)
+        if "log_eps_factor" in twin:
+            twin["eps"] = settings["eps"] * exact_exp(twin.pop("log_eps_factor") - scale, -exponent)
+        row |= {"after": list(after), "shares": share, "log_lr": log_lr + log_growth, "exponents": exponent}
+        row |= {"rates": lr * exact_exp(log_growth, power * exponent), "in_use": {"weight_decay": 0.0, **twin}}
+        return row
 
-    def _decayed(self, groups: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
-        pairs = zip(groups, self.weight_decays, strict=True)
-        return [[p for p in group["params"] if p.requires_grad] if decay else [] for group, decay in pairs]
+    def _write(self) -> None:
+        for group, settings in zip(self.optimizer.param_groups, self.in_use, strict=True):
+            write(group, settings)
 
-    def _check_joint(self, groups: list[dict[str, Any]]) -> None:
+    def _decayed(self) -> list[list[torch.Tensor]]:
+        pairs = zip(self.optimizer.param_groups, self.converted, strict=True)
+        return [list(filter(trains, group["params"])) if converted else [] for group, converted in pairs]
+
+    def _check_joint(self) -> None:
         """Refuse groups that decay differently though the network is invariant only when they are scaled alike."""
         if self.norms is None or not self.norms.joint:
             return
-        settings = [(group["lr"], decay, group["momentum"]) for group, decay in zip(groups, self.weight_decays, strict=True)]
-        if len({tuple(map(float, setting)) for setting, (_, decay, _) in zip(settings, settings, strict=True) if decay}) > 1:
+        decayed = [settings for settings, converted in zip(self.believed, self.converted, strict=True) if converted]
+        if any(settings != decayed[0] for settings in decayed):
             raise ExplrError(
                 "the parameter groups have different lr, weight_decay or momentum, but the model is scale-invariant only when "
                 "they are scaled together: give all groups with weight decay the same, or put them into one group."
@@ -240,18 +280,29 @@ class ExpLR(LRScheduler):
 
     def _check_untouched(self) -> None:
         """Refuse to go on when somebody has changed what this scheduler sets."""
-        for index, (group, lr) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=True)):
-            _check_group(index, group)
-            if float(group["lr"]) != float(lr):
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.families):
+            raise ExplrError(
+                f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.families)}: "
+                "add every group before building ExpLR."
+            )
+        for index, (group, set_to, lr) in enumerate(zip(groups, self.in_use, self._last_lr, strict=True)):
+            check_group(index, group)
+            if type(family_of(self.optimizer, group)).__name__ != self.families[index]:
+                raise ExplrError(f"parameter group {index} has nesterov={group['nesterov']} now: build a new optimizer for it.")
+            found = read(group, tuple(set_to))
+            if self.converted[index] and found["weight_decay"]:
                 raise ExplrError(
-                    f"the learning rate of parameter group {index} is {float(group['lr']):g}, not {float(lr):g} as ExpLR set "
-                    "it: wrap the scheduler that changed it, ExpLR(optimizer, scheduler), and step only ExpLR."
-                )
-            if _converts(group) and float(group["weight_decay"]) != 0.0:
-                raise ExplrError(
-                    f"parameter group {index} has weight_decay={float(group['weight_decay'])} again, after ExpLR took it: "
+                    f"parameter group {index} has weight_decay={found['weight_decay']} again, after ExpLR took it: "
                     "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
                 )
+            expected = {"learning rate": float(lr), **set_to}
+            for name, value in {"learning rate": float(group["lr"]), **found}.items():
+                if value != expected[name]:
+                    raise ExplrError(
+                        f"the {name} of parameter group {index} is {value:g}, not {expected[name]:g} as ExpLR set it: wrap the "
+                        "scheduler that changed it, ExpLR(optimizer, scheduler), and step only ExpLR."
+                    )
 
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
         """Let the model follow from the log scales and exponents before the last step to those after it."""
@@ -261,7 +312,7 @@ class ExpLR(LRScheduler):
         factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
         if any(factor != 1.0 for factor in factors):
             for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-                scale_weights(self.optimizer, filter(_trains, group["params"]), factor)
+                scale_weights(self.optimizer, filter(trains, group["params"]), factor)
             self.norms.scale_statistics(factors)
         self._scale_eps()
 
@@ -269,26 +320,56 @@ class ExpLR(LRScheduler):
         if self.norms is not None:
             self.norms.scale_eps([exact_exp(s, e) for s, e in zip(self.log_scale, self.exponents, strict=True)])
 
-    def _before_optimizer_step(self, *_: Any) -> None:
+    def _watch(self) -> None:
+        self.optimizer.register_step_pre_hook(_Watch(self, "_before_optimizer_step"))
+        self.optimizer.register_step_post_hook(_Watch(self, "_after_optimizer_step"))
+
+    def _before_optimizer_step(self) -> None:
         if self._optimizer_stepped:
             raise ExplrError(
                 "optimizer.step() was called twice without ExpLR.step() in between: the learning rate must grow at every "
                 "step. Call scheduler.step() after each optimizer.step(), and give schedules their milestones in steps."
             )
-        self._optimizer_stepped = True
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise ExplrError("a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less.")
+        if not any(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in self.optimizer.param_groups):
+            self._check_untouched()  # else to look would make the host wait; step() looks then
+
+    def _after_optimizer_step(self) -> None:
+        found_inf = getattr(self.optimizer, "found_inf", None)  # a GradScaler gives it to a fused optimizer, which then skips
+        self._optimizer_stepped = found_inf is None or not float(found_inf)
+
+
+class _Watch:
+    """A hook of an optimizer that does not keep its scheduler alive, nor the optimizer through it."""
+
+    def __init__(self, scheduler: ExpLR, method: str) -> None:
+        self.scheduler = weakref.ref(scheduler)
+        self.method = method
+
+    def __call__(self, *_: Any) -> None:
+        scheduler = self.scheduler()
+        if scheduler is None:
+            raise ExplrError(
+                "the ExpLR of this optimizer, which took its weight decay, is gone: keep it, and call its step() after each "
+                "optimizer.step()."
+            )
+        getattr(scheduler, self.method)()
 
 
 def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
     """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
 
-    The momentum buffers are divided by the factor, the learning rates multiplied by its square and the weight decays divided by
-    it; running statistics and eps of the norms follow by the degrees of their inputs. Parameter groups marked
+    SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
+    by the square. AdamW's averages are divided by the factor and by its square, its learning rates multiplied by the factor,
+    its weight decays and eps divided by it. Running statistics and eps of the norms follow by the degrees of their inputs.
+    Parameter groups marked
     ``scale_invariant=False`` (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are. A learning-rate
     scheduler knows nothing of this: where one is at work use ``ExpLR(..., model=model, renormalize=True)``.
 
     Args:
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
-        optimizer: its torch.optim.SGD.
+        optimizer: its torch.optim.SGD or torch.optim.AdamW.
         factor: c > 0. A power of two changes no bit of the functions.
         example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
             convolution or a linear layer and takes images of 32x32 pixels, or vectors.
@@ -310,54 +391,38 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
         factor = math.nan
     if not 0.0 < factor < math.inf:
         raise ExplrError(f"factor={factor} must be a positive, finite number.")
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise ExplrError(f"{type(optimizer).__name__} does not have this symmetry: use torch.optim.SGD.")
+    families = [family_of(optimizer, group) for group in optimizer.param_groups]
     if _has_explr(optimizer):
         raise ExplrError("the optimizer has an ExpLR, which sets its rate: use ExpLR(..., model=model, renormalize=True).")
-    groups = list(filter(_converts, optimizer.param_groups))
-    weights = [list(filter(_trains, group["params"])) for group in groups]
+    power, groups = families[0].lr_power, list(filter(converts, optimizer.param_groups))
+    weights = [list(filter(trains, group["params"])) for group in groups]
     norms = Norms(model, weights, example_inputs or None)
     largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
     smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
-    square = factor * factor
-    rates = [float(group["lr"]) * square for group in groups]
+    growth = factor * factor if power == 2 else factor  # of the learning rate
+    rates = [float(group["lr"]) * growth for group in groups]
     if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
         raise ExplrError(
             f"factor={factor:g} takes weights, the variance that a norm sees, or learning rate out of the range of their "
             "dtype: use a smaller one."
         )
-    if not (square and all(float(group["weight_decay"]) / square < math.inf for group in groups)):
+    if not (growth and all(float(group["weight_decay"]) / growth < math.inf for group in groups)):
         raise ExplrError(f"factor={factor:g} takes learning rate or weight decay out of the range of floats: use a larger one.")
     for group, parameters in zip(groups, weights, strict=True):
         scale_weights(optimizer, parameters, factor)
-        _set_lr(group, float(group["lr"]) * square)
-        group["weight_decay"] = float(group["weight_decay"]) / square
+        write(group, {"lr": float(group["lr"]) * growth, "weight_decay": float(group["weight_decay"]) / growth})
+        if power == 1:
+            write(group, {"eps": float(group["eps"]) / factor})
     norms.scale_statistics([factor] * len(groups))
     norms.scale_eps([factor] * len(groups))
 
 
-def _converts(group: dict[str, Any]) -> bool:
-    return bool(group.get("scale_invariant", True))
-
-
-def _trains(parameter: torch.Tensor) -> bool:
-    return parameter.requires_grad
-
-
 def _has_explr(optimizer: torch.optim.Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), ExpLR) for hook in hooks)
+    return any(isinstance(hook, _Watch) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
-def _set_lr(group: dict[str, Any], lr: float) -> None:
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
-
-
-def _check_overflow(log_lr: float, group: dict[str, Any], step: int) -> None:
-    dtype = min((p.dtype for p in group["params"]), key=lambda dtype: torch.finfo(dtype).max)
+def _check_overflow(log_lr: float, group: Group, step: int) -> None:
+    dtype = smallest_dtype(group)
     if log_lr > math.log(torch.finfo(dtype).max):
         raise ExplrError(
             f"the learning rate of step {step} is exp({log_lr:.6g}), beyond the range of {dtype}. Use ExpLR(..., model=model, "
@@ -366,33 +431,8 @@ def _check_overflow(log_lr: float, group: dict[str, Any], step: int) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise ExplrError(
-            f"{type(optimizer).__name__} has no exponential counterpart: the theorem is about SGD. Use torch.optim.SGD."
-        )
+    for index, group in enumerate(optimizer.param_groups):
+        family_of(optimizer, group)
+        check_group(index, group)
     if _has_explr(optimizer):
         raise ExplrError("this optimizer already has an ExpLR, which took its weight decay: build a new optimizer.")
-    for index, group in enumerate(optimizer.param_groups):
-        _check_group(index, group)
-        if not group["params"]:
-            raise ExplrError(f"parameter group {index} has no parameters: leave it out.")
-        if not 0.0 <= float(group["weight_decay"]) < math.inf:
-            raise ExplrError(
-                f"parameter group {index} has weight_decay={float(group['weight_decay'])}: it must be finite and not negative."
-            )
-
-
-def _check_group(index: int, group: dict[str, Any]) -> None:
-    for option, remedy in _REFUSED.items():
-        if group[option]:
-            raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
-    if not 0.0 <= group["momentum"] < 1.0:
-        raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
-
-
-_REFUSED = {
-    "nesterov": "Nesterov momentum has no exact exponential counterpart (all four coefficients match only if "
-    "lr * weight_decay = 0). Use nesterov=False.",
-    "dampening": "torch skips dampening on the first step; explr does not convert that. Use dampening=0.",
-    "maximize": "explr converts minimisation. Minimise the negative of the objective.",
-}

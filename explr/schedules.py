@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from explr.equivalence import FloatArray
+from explr.checks import FloatArray
 from explr.errors import ExplrError
 
 Schedule = Callable[[int], float]

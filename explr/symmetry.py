@@ -20,15 +20,18 @@ from torch.nn.modules.conv import _ConvNd
 from explr.errors import ExplrError
 from explr.invariance import scale_invariance
 
+_BUFFERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}  # name → power of the gradient in it
+
 
 def scale_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], factor: float) -> None:
-    """Multiply parameters by ``factor`` and divide their momentum buffers by it."""
+    """Multiply parameters by ``factor`` and divide what buffers keep of gradients by it, of their squares by its square."""
     with torch.no_grad():
         for parameter in parameters:
             parameter.mul_(factor)
-            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                buffer.mul_(1.0 / factor)
+            state = optimizer.state.get(parameter, {})
+            for name, power in _BUFFERS.items():
+                if state.get(name) is not None:
+                    state[name].mul_(factor**-power)
 
 
 class Norms:

@@ -327,9 +327,24 @@ def refuse(**options):
 
 def stepped_once_an_epoch(net):
     optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    optimizer.step()
+    optimizer.step()
+    del scheduler
+
+
+def scheduler_dropped(net):
+    optimizer = sgd(net)
     ExpLR(optimizer)
     optimizer.step()
+
+
+def momentum_set_by_hand(net):
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    optimizer.param_groups[0]["momentum"] = 0.5
     optimizer.step()
+    del scheduler
 
 
 def run_until_overflow(net):
@@ -347,10 +362,16 @@ def growing_past_the_bound(net):
     scheduler.step()
 
 
+class MomentumOff(lr_scheduler.LambdaLR):
+    def step(self):
+        super().step()
+        self.optimizer.param_groups[0]["momentum"] = 0.9 if self.last_epoch == 0 else 0.0
+
+
 def momentum_switched_off(net):
     optimizer = sgd(net)
-    scheduler = ExpLR(optimizer)
-    optimizer.param_groups[0]["momentum"] = 0.0
+    scheduler = ExpLR(optimizer, MomentumOff(optimizer, lambda step: 1.0))
+    optimizer.step()
     scheduler.step()
 
 
@@ -419,14 +440,18 @@ def state_without_the_wrapped_scheduler(net):
 @pytest.mark.parametrize(
     "call, parts",
     [
-        (refuse(nesterov=True), ["nesterov=True", "nesterov=False"]),
-        (refuse(dampening=0.1), ["dampening=0.1", "dampening=0"]),
+        (refuse(dampening=1.5), ["dampening=1.5", "below 1"]),
+        (refuse(nesterov=True, lr=1000.0), ["step 0", "Nesterov", "((1 - momentum) / (1 + momentum))**2"]),
         (refuse(maximize=True), ["maximize=True", "negative"]),
         (refuse(momentum=1.0), ["momentum=1.0", "[0, 1)"]),
         (refuse(lr=math.nan), ["lr=nan", "finite"]),
         (refuse(weight_decay=math.inf), ["weight_decay=inf"]),
         (refuse(lr=1000.0), ["step 0", "lr=1000", "must be below 500"]),
-        (lambda net: ExpLR(torch.optim.Adam(net.trainable())), ["Adam", "torch.optim.SGD"]),
+        (lambda net: ExpLR(torch.optim.Adam(net.trainable(), weight_decay=0.1)), ["Adam", "torch.optim.AdamW"]),
+        (lambda net: ExpLR(torch.optim.AdamW(net.trainable(), amsgrad=True)), ["amsgrad=True", "amsgrad=False"]),
+        (lambda net: ExpLR(torch.optim.RMSprop(net.trainable())), ["RMSprop", "torch.optim.SGD"]),
+        (scheduler_dropped, ["gone", "keep it"]),
+        (momentum_set_by_hand, ["momentum", "0.5, not 0.9"]),
         (stepped_once_an_epoch, ["twice", "after each optimizer.step()"]),
         (run_until_overflow, ["step 64", "torch.float16", "wider dtype"]),
         (growing_past_the_bound, ["step 1", "lr=10000", "must be below"]),
@@ -454,7 +479,7 @@ def test_bad_input_gets_one_error_that_restates_it(call, parts):
 
 
 def test_a_refused_optimizer_is_left_as_it_was():
-    optimizer = sgd(TinyNet(), nesterov=True)
+    optimizer = sgd(TinyNet(), maximize=True)
     with pytest.raises(ExplrError):
         ExpLR(optimizer)
     assert optimizer.param_groups[0]["weight_decay"] == 2e-3

@@ -5,8 +5,8 @@
     python -m tools.notebooks --execute    execute each in its own folder, then normalise it
 
 Paths after the options limit it to these notebooks. Normalising drops timings, widget state and whatever else an editor
-leaves behind, numbers the cells from top to bottom, and writes the set-up cell (see ``set_up_source``), which is
-defined here and nowhere else.
+leaves behind, numbers the cells from top to bottom, and writes the line that says how to run the notebook (``run_line``)
+and, once the repository has a public address, the cell that installs explr from there (``set_up_source``).
 """
 
 import argparse
@@ -23,30 +23,37 @@ from tools.address import ROOT, address
 
 Notebook = Any  # nbformat has no types
 SET_UP_ID = "set-up"
+RUN = "Run it: "  # so begins the second paragraph of every notebook
 CELL_METADATA = {"tags", "mystnb"}  # the rest is an editor's memory of how a cell was last shown
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a live kernel's object by a random number
 VALID_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def set_up_source() -> str:
+def set_up_source(url: str) -> str:
     """Return the first code cell of every notebook: on a machine without explr, such as Colab's, it installs it."""
     return (
         "try:\n"
         "    import explr\n"
         "except ModuleNotFoundError:  # on Colab: torch is already there, and stays as it is\n"
-        f'    %pip install -q "explr @ git+{address()}"\n'
+        f'    %pip install -q "explr[experiments,figures] @ git+{url}"\n'
         "    import explr"
     )
 
 
-def colab_link(path: Path) -> str:
+def colab_link(name: str, url: str) -> str:
     """Return the address at which Colab opens a notebook of the book."""
-    place = address().replace("https://github.com/", "https://colab.research.google.com/github/")
-    return f"{place}/blob/main/{path.resolve().relative_to(ROOT).as_posix()}"
+    return f"{url.replace('https://github.com/', 'https://colab.research.google.com/github/')}/blob/main/book/{name}"
 
 
-def normalise(notebook: Notebook) -> Notebook:
-    """Bring a notebook into the one form, in place."""
+def run_line(name: str, url: str | None) -> str:
+    """Return the line below a notebook's title, which says how to run it."""
+    if url is None:
+        return f"{RUN}`make lab` in a checkout of the repository opens JupyterLab, where this page is `{name}`."
+    return f"{RUN}[open this page in Colab]({colab_link(name, url)}), or open `{name}` in JupyterLab with `make lab`."
+
+
+def normalise(notebook: Notebook, name: str, url: str | None) -> Notebook:
+    """Bring the notebook of this file name into the one form, in place; ``url`` is the repository's address, if it has one."""
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = nbformat.from_dict(
         {
@@ -54,9 +61,10 @@ def normalise(notebook: Notebook) -> Notebook:
             "language_info": {"name": "python", "pygments_lexer": "ipython3"},
         }
     )
-    _place_set_up(notebook)
+    _place_run_line(notebook, run_line(name, url))
+    notebook.cells = [cell for cell in notebook.cells if cell.get("id") != SET_UP_ID]
     taken: set[str] = set()
-    count = 0
+    count = 1  # the set-up cell's, there or not, so that an address does not renumber every cell
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_METADATA & cell.metadata.keys()})
         cell.id = _stable_id(cell, taken)
@@ -65,17 +73,25 @@ def normalise(notebook: Notebook) -> Notebook:
             cell.execution_count = count if cell.source.strip() else None
             outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
             cell.outputs = [_normalise_output(output, count) for output in _joined(outputs)]
+    if url is not None:
+        _insert_set_up(notebook, url)
     return notebook
 
 
-def _place_set_up(notebook: Notebook) -> None:
-    for cell in notebook.cells:
-        if cell.get("id") == SET_UP_ID:
-            cell.source, cell.metadata["tags"] = set_up_source(), ["hide-cell"]
-            return
+def _place_run_line(notebook: Notebook, line: str) -> None:
+    head = notebook.cells[0]
+    if not (head.cell_type == "markdown" and head.source.startswith("# ")):
+        raise ValueError(f"a notebook begins with its title, in Markdown; this one with {head.source[:40]!r}")
+    title, _, rest = head.source.partition("\n\n")
+    if rest.startswith(RUN):
+        _, _, rest = rest.partition("\n\n")
+    head.source = "\n\n".join(filter(None, (title, line, rest)))
+
+
+def _insert_set_up(notebook: Notebook, url: str) -> None:
     first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
-    cell = nbformat.v4.new_code_cell(set_up_source(), id=SET_UP_ID, metadata={"tags": ["hide-cell"]})
-    notebook.cells.insert(first, cell)
+    about = {"id": SET_UP_ID, "execution_count": 1, "metadata": {"tags": ["hide-cell"]}}
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(set_up_source(url), **about))
 
 
 def _stable_id(cell: Notebook, taken: set[str]) -> str:
@@ -134,14 +150,14 @@ def main() -> int:
     parser.add_argument("--execute", action="store_true", help="execute each notebook first")
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks; without any, every one of the book")
     options = parser.parse_args()
-    failed = False
+    url, failed = address(), False
     for path in options.paths or sorted((ROOT / "book").glob("*.ipynb")):
         before = path.read_text(encoding="utf-8")
         notebook = read(path)
         if options.execute:
             print(f"executing {path}", flush=True)
             execute(notebook, path.parent)
-        after = text_of(normalise(notebook))
+        after = text_of(normalise(notebook, path.name, url))
         if options.check and after != before:
             print(f"{path} is not normalised: run `make format`")
             failed = True

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from explr.equivalence import Rates
+from explr.checks import Rates
 from explr.errors import ExplrError, needs
 
-with needs("book"):
+with needs("figures"):
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 

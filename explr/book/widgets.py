@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from explr.errors import ExplrError, needs
 
-with needs("book"):
+with needs("figures"):
     import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float] |
     start = {name: setting[2] if _is_range(setting) else setting[0] for name, setting in sliders.items()}
     if os.environ.get("EXPLR_STATIC"):
         return draw(**start)
-    with needs("book"):
+    with needs("figures"):
         import ipywidgets
 
     def show(**parameters: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from explr.equivalence import FloatArray
+from explr.checks import FloatArray
 from explr.errors import ExplrError
 from explr.experiments import models
 from explr.experiments.data import Choices, Dataset, epoch_choices

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import BaseFileLock
 
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
 from explr.experiments.data import Dataset
-from explr.experiments.files import release, try_lock
+from explr.experiments.files import Lock, release, try_lock
 from explr.experiments.records import PACKAGE, Regime, Run, RunConfig
 from explr.experiments.training import pick_device, train_together
 
@@ -275,7 +274,7 @@ class _Waiting:
     seed: int
     config: RunConfig
     path: Path
-    lock: BaseFileLock
+    lock: Lock
 
 
 def _make(waiting: list[_Waiting], data: Dataset, device: torch.device) -> Iterator[tuple[str, int, Run]]:

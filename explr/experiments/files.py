@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout
+from explr.errors import needs
+
+with needs("experiments"):
+    import filelock
+
+Lock = filelock.BaseFileLock
 
 
 @contextmanager
@@ -30,18 +35,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def try_lock(path: Path) -> BaseFileLock | None:
+def try_lock(path: Path) -> Lock | None:
     """Return a lock that this process now holds, or None if another one holds it; the system frees a dead process's locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, thread_local=False)  # a generator may be resumed in another thread
+    lock = filelock.FileLock(path, thread_local=False)  # a generator may be resumed in another thread
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except filelock.Timeout:
         return None
     return lock
 
 
-def release(lock: BaseFileLock) -> None:
+def release(lock: Lock) -> None:
     """Give back what :func:`try_lock` gave, and leave no file behind."""
     Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever opens the name next makes a new file
     lock.release()

@@ -5,19 +5,13 @@ affine parameters, paths that meet carry the same power of the scale, and the la
 Appendix C). All four families are so by default, up to eps; :func:`~explr.invariance.scale_invariance` proves it, or says why
 not.
 
-Every family takes the same five options:
-
-* ``norm``: the normalisation layer: "batch", "layer" (over channels and space), "group" or "instance";
-* ``num_classes``: outputs;
-* ``affine``: give the normalisation layers trainable scale and shift;
-* ``frozen_head``: keep the last layer at its random start (Hoffer, Hubara, Soudry 2018); a trained one breaks scale invariance;
-* ``eps``: what normalisation adds to the variance; > 0 makes invariance approximate.
+Every family takes the same five :class:`Options`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +19,36 @@ from torch.nn import functional as F
 
 from explr.errors import ExplrError
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Norm = Literal["batch", "layer", "group", "instance"]
 NormLayer = Callable[[int], nn.Module]  # channels → normalisation layer
 
 
-def convnet(
-    depth: int = 6,
-    width: int = 16,
-    norm: Norm = "batch",
-    num_classes: int = 10,
-    affine: bool = False,
-    frozen_head: bool = True,
-    eps: float = 1e-5,
-) -> ConvNet:
+class Options(TypedDict, total=False):
+    """What every family takes, by keyword.
+
+    Attributes:
+        norm: the normalisation layer: "batch" (default), "layer" (over channels and space), "group" or "instance".
+        num_classes: outputs (default: 10).
+        affine: give the normalisation layers trainable scale and shift (default: no); breaks scale invariance.
+        frozen_head: keep the last layer at its random start (default; Hoffer, Hubara, Soudry 2018); a trained one breaks
+            scale invariance.
+        eps: what normalisation adds to the variance (default: 1e-5); > 0 makes invariance approximate.
+    """
+
+    norm: Norm
+    num_classes: int
+    affine: bool
+    frozen_head: bool
+    eps: float
+
+
+DEFAULTS: Options = {"norm": "batch", "num_classes": 10, "affine": False, "frozen_head": True, "eps": 1e-5}
+
+
+def convnet(depth: int = 6, width: int = 16, **options: Unpack[Options]) -> ConvNet:
     """Return a plain chain of convolution, norm, ReLU for 32x32 images (as VGG, Simonyan & Zisserman 2015, for CIFAR).
 
     Each convolution is scale-invariant on its own. With trainable affine parameters the body still has homogeneous layers, but
@@ -46,32 +57,20 @@ def convnet(
     Args:
         depth: number of convolutions: 3n for n in each of three stages.
         width: channels of the first stage; the second has twice, the third four times as many.
-        norm: normalisation layer.
-        num_classes: outputs.
-        affine: trainable scale and shift.
-        frozen_head: keep the last layer at its random start.
-        eps: added to variances.
+        options: see :class:`Options`.
 
     Raises:
-        ExplrError: for a depth that is not 3n, or an unknown norm.
+        ExplrError: for a depth that is not 3n, or an unknown norm or option.
 
     >>> convnet(depth=3, width=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     if depth < 3 or depth % 3:
         raise ExplrError(f"depth={depth} must be 3n with n >= 1: 3, 6, 9, ...")
-    return _finish(ConvNet(depth // 3, width, norm_layer(norm, affine, eps), num_classes), frozen_head)
+    return _make(lambda norm, num_classes: ConvNet(depth // 3, width, norm, num_classes), options)
 
 
-def resnet(
-    depth: int = 20,
-    width: int = 16,
-    norm: Norm = "batch",
-    num_classes: int = 10,
-    affine: bool = False,
-    frozen_head: bool = True,
-    eps: float = 1e-5,
-) -> ResNet:
+def resnet(depth: int = 20, width: int = 16, **options: Unpack[Options]) -> ResNet:
     """Return a ResNet for 32x32 images with ReLU after the addition (He et al. 2016a, section 4.2).
 
     Where the shape changes the shortcut is a 1x1 convolution followed by a norm ("option B"), so that all paths that meet have
@@ -80,41 +79,27 @@ def resnet(
     Args:
         depth: 6n + 2 for n blocks in each of three stages.
         width: channels of the first stage; the second has twice, the third four times as many.
-        norm: normalisation layer.
-        num_classes: outputs.
-        affine: trainable scale and shift.
-        frozen_head: keep the last layer at its random start.
-        eps: added to variances.
+        options: see :class:`Options`.
 
     Raises:
-        ExplrError: for a depth that is not 6n + 2, or an unknown norm.
+        ExplrError: for a depth that is not 6n + 2, or an unknown norm or option.
 
     >>> resnet(depth=8, width=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    return _finish(ResNet(_blocks(depth), width, norm_layer(norm, affine, eps), num_classes), frozen_head)
+    return _make(lambda norm, num_classes: ResNet(_blocks(depth), width, norm, num_classes), options)
 
 
-def preresnet32(
-    norm: Norm = "batch", num_classes: int = 10, affine: bool = False, frozen_head: bool = True, eps: float = 1e-5
-) -> PreResNet:
+def preresnet32(**options: Unpack[Options]) -> PreResNet:
     """Return the source's network: :func:`preresnet` of depth 32, with 33 convolutions.
 
     >>> sum(isinstance(module, nn.Conv2d) for module in preresnet32().modules())
     33
     """
-    return preresnet(32, norm=norm, num_classes=num_classes, affine=affine, frozen_head=frozen_head, eps=eps)
+    return preresnet(32, **options)
 
 
-def preresnet(
-    depth: int = 32,
-    width: int = 16,
-    norm: Norm = "batch",
-    num_classes: int = 10,
-    affine: bool = False,
-    frozen_head: bool = True,
-    eps: float = 1e-5,
-) -> PreResNet:
+def preresnet(depth: int = 32, width: int = 16, **options: Unpack[Options]) -> PreResNet:
     """Return a pre-activation ResNet for 32x32 images (He et al. 2016b), scale-invariant by default.
 
     The shortcut convolution takes the normalised, rectified input of its block, as in the paper. (On the raw stream, as in some
@@ -123,30 +108,18 @@ def preresnet(
     Args:
         depth: 6n + 2 for n blocks in each of three stages.
         width: channels of the first stage; the second has twice, the third four times as many.
-        norm: normalisation layer.
-        num_classes: outputs.
-        affine: trainable scale and shift; breaks scale invariance even before the head.
-        frozen_head: keep the last layer at its random start.
-        eps: added to variances.
+        options: see :class:`Options`.
 
     Raises:
-        ExplrError: for a depth that is not 6n + 2, or an unknown norm.
+        ExplrError: for a depth that is not 6n + 2, or an unknown norm or option.
 
     >>> preresnet(depth=8, width=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    return _finish(PreResNet(_blocks(depth), width, norm_layer(norm, affine, eps), num_classes), frozen_head)
+    return _make(lambda norm, num_classes: PreResNet(_blocks(depth), width, norm, num_classes), options)
 
 
-def densenet(
-    depth: int = 22,
-    growth: int = 12,
-    norm: Norm = "batch",
-    num_classes: int = 10,
-    affine: bool = False,
-    frozen_head: bool = True,
-    eps: float = 1e-5,
-) -> DenseNet:
+def densenet(depth: int = 22, growth: int = 12, **options: Unpack[Options]) -> DenseNet:
     """Return a DenseNet without bottlenecks for 32x32 images (Huang et al. 2017, section 4).
 
     Every layer appends ``growth`` channels to what it was given; between the three blocks a norm, ReLU and 1x1 convolution is
@@ -155,21 +128,17 @@ def densenet(
     Args:
         depth: 3n + 4 for n layers in each of three blocks; the paper's is 40.
         growth: channels that each layer adds; the first convolution has twice as many.
-        norm: normalisation layer.
-        num_classes: outputs.
-        affine: trainable scale and shift; breaks scale invariance even before the head.
-        frozen_head: keep the last layer at its random start.
-        eps: added to variances.
+        options: see :class:`Options`.
 
     Raises:
-        ExplrError: for a depth that is not 3n + 4, or an unknown norm.
+        ExplrError: for a depth that is not 3n + 4, or an unknown norm or option.
 
     >>> densenet(depth=7, growth=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     if depth < 7 or (depth - 4) % 3:
         raise ExplrError(f"depth={depth} must be 3n + 4 with n >= 1: 7, 10, 22, 40, 100, ...")
-    return _finish(DenseNet((depth - 4) // 3, growth, norm_layer(norm, affine, eps), num_classes), frozen_head)
+    return _make(lambda norm, num_classes: DenseNet((depth - 4) // 3, growth, norm, num_classes), options)
 
 
 class ConvNet(nn.Module):
@@ -366,10 +335,14 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Conv2d | None:
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
-def _finish(model: _Net, frozen_head: bool) -> _Net:
-    """Initialise every weight as He et al. (2015) for ReLU, and freeze the head."""
+def _make(network: Callable[[NormLayer, int], _Net], options: Options) -> _Net:
+    """Build a network as the options say, initialise every weight as He et al. (2015) for ReLU, and freeze the head."""
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise ExplrError(f"there is no option {', '.join(sorted(unknown))}: use {', '.join(DEFAULTS)}.")
+    chosen: Options = {**DEFAULTS, **options}
+    model = network(norm_layer(chosen["norm"], chosen["affine"], chosen["eps"]), chosen["num_classes"])
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-    model.get_submodule("head").requires_grad_(not frozen_head)
+    model.get_submodule("head").requires_grad_(not chosen["frozen_head"])
     return model

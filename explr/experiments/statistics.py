@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from explr.equivalence import FloatArray
+from explr.checks import FloatArray
 from explr.errors import ExplrError
 from explr.experiments.records import Run
 

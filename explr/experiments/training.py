@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explr.equivalence import FloatArray
+from explr.checks import FloatArray
 from explr.errors import ExplrError
 from explr.experiments.arms import Arm, CapturedArm
 from explr.experiments.data import Choices, Dataset, cifar10, epoch_choices

@@ -88,3 +88,8 @@ def test_options_reach_every_layer(family):
 def test_bad_options_are_refused_with_a_remedy(build, message):
     with pytest.raises(ExplrError, match=message):
         build()
+
+
+def test_an_unknown_option_is_refused_by_name():
+    with pytest.raises(ExplrError, match=r"no option nrom: use norm, num_classes, affine, frozen_head, eps"):
+        models.preresnet32(nrom="group")

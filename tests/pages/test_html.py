@@ -33,6 +33,9 @@ def name(path):
     return path.relative_to(HTML).as_posix()
 
 
+# Jupyter Book's own repository is what its buttons lead to where a book names none.
+NEEDS_AN_ADDRESS = re.compile(r"colab\.research|/executablebooks/jupyter-book/(?:blob|edit|issues)|github\.com/[\w-]+/explr")
+
 # Jupyter Book declares the settings of Thebe, which this book does not use, twice on each page.
 NOT_OURS = "Identifier 'THEBE_JS_URL' has already been declared"
 
@@ -82,8 +85,15 @@ def test_a_dead_link_would_be_found(tmp_path, monkeypatch):
 
 @every_page
 def test_links_into_the_repository_name_files_that_exist(page):
-    """Colab's buttons and links, "edit this page", and whatever else leads to a file on the main branch."""
-    place = re.escape(address().removeprefix("https://github.com"))
+    """Colab's buttons and links, "edit this page", and whatever else leads to a file on the main branch.
+
+    A repository without an address has none of them.
+    """
+    stated = address()
+    if stated is None:
+        assert [tag["href"] for tag in soup(page).find_all("a", href=NEEDS_AN_ADDRESS)] == []
+        return
+    place = re.escape(stated.removeprefix("https://github.com"))
     own = re.compile(rf"https://(?:github\.com|colab\.research\.google\.com/github){place}/(?:blob|edit)/main/([^?#]+)")
     for tag in soup(page).find_all("a", href=own):
         path = own.sub(r"\1", tag["href"]).split("?")[0].split("#")[0]

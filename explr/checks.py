@@ -1,0 +1,81 @@
+"""Numbers that come from users: in whatever form, as float64, and within the range where something is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from explr.errors import ExplrError
+
+FloatArray = npt.NDArray[np.float64]
+Rates = Sequence[float] | npt.NDArray[np.floating]
+
+
+def rates(name: str, values: Rates) -> FloatArray:
+    """Return a sequence of numbers, one per step, as a float64 array of length 1 or more."""
+    array = floats(name, values)
+    if array.ndim != 1 or array.size == 0:
+        raise ExplrError(f"{name} must be a sequence of at least one number, one per step; got shape {array.shape}.")
+    return array
+
+
+def floats(name: str, values: Any) -> FloatArray:
+    """Return numbers in whatever form, torch tensors and iterators among them, as a float64 array."""
+    try:
+        if hasattr(values, "detach"):  # a tensor of any dtype and device, without importing torch
+            values = values.detach().cpu().double().numpy()
+        elif hasattr(values, "__next__"):
+            values = list(values)
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ExplrError(f"{name}={values!r} must be numbers.") from None
+
+
+def one_float(name: str, value: Any) -> float:
+    """Return one number, in whatever form it comes."""
+    array = floats(name, value)
+    if array.size != 1:
+        raise ExplrError(f"{name} must be one number; got shape {array.shape}.")
+    return float(array.reshape(()))
+
+
+def per_step(name: str, value: float | Rates, steps: int) -> FloatArray:
+    """Return one number per step; a single one is repeated."""
+    array = floats(name, value)
+    if array.ndim == 0:
+        return np.full(steps, float(array))
+    if array.shape != (steps,):
+        raise ExplrError(f"{name} must be one number or one per step: got shape {array.shape} for {steps} steps.")
+    return array
+
+
+def check_lr(lr: float | FloatArray) -> None:
+    """Refuse a learning rate that no schedule without decay can have."""
+    check(
+        "lr",
+        lr,
+        lambda v: (v > 0) & (v < np.inf),
+        "must be positive and finite; where a schedule reaches 0, stop above it",
+    )
+
+
+def check_weight_decay(weight_decay: float | FloatArray) -> None:
+    """Refuse a weight decay that is negative or not finite."""
+    check("weight_decay", weight_decay, lambda v: (v >= 0) & (v < np.inf), "must be finite and not negative")
+
+
+def check_momentum(momentum: float | FloatArray) -> None:
+    """Refuse a momentum outside [0, 1)."""
+    check("momentum", momentum, lambda v: (v >= 0) & (v < 1), "must lie in [0, 1); 0.9 is usual")
+
+
+def check(name: str, values: float | FloatArray, accept: Callable[[FloatArray], npt.NDArray[np.bool_]], rule: str) -> None:
+    """Raise an error that names the first value that is not accepted, and its step."""
+    array = np.asarray(values, dtype=np.float64)
+    bad = np.flatnonzero(~accept(np.atleast_1d(array)))
+    if bad.size:
+        where = f" at step {bad[0]}" if array.ndim else ""
+        raise ExplrError(f"{name}={np.atleast_1d(array)[bad[0]]}{where}: {name} {rule}.")

@@ -1,0 +1,113 @@
+"""Parameter groups of a torch optimizer: which family of twins they belong to, what they ask for, and how it is set.
+
+Nothing here knows the theorem: numbers go in and out of ``optimizer.param_groups``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from explr.errors import ExplrError
+from explr.recursions import AdamW, Family, HeavyBall, Memory, Nesterov
+
+Group = dict[str, Any]
+
+
+def converts(group: Group) -> bool:
+    """Tell whether a group is meant to be scale-invariant."""
+    return bool(group.get("scale_invariant", True))
+
+
+def trains(parameter: torch.Tensor) -> bool:
+    """Tell whether a parameter is trained."""
+    return parameter.requires_grad
+
+
+def family_of(optimizer: torch.optim.Optimizer, group: Group) -> Family:
+    """Return the family of a group.
+
+    Raises:
+        ExplrError: for an optimizer that has no twin of this kind, with the reason and the remedy.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return Nesterov() if group["nesterov"] else HeavyBall()
+    if isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"):
+        return AdamW()
+    if isinstance(optimizer, torch.optim.Adam):
+        raise ExplrError(
+            "Adam squares gradients that weight decay was added to, and no one factor of the weights carries that: it has no "
+            "twin. Use torch.optim.AdamW, or Adam with decoupled_weight_decay=True."
+        )
+    raise ExplrError(
+        f"{type(optimizer).__name__} has no exponential counterpart that explr knows: use torch.optim.SGD, with any momentum, "
+        "or torch.optim.AdamW."
+    )
+
+
+def check_group(index: int, group: Group) -> None:
+    """Refuse an option that has no exact counterpart."""
+    for option, remedy in _REFUSED.items():
+        if group.get(option):
+            raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
+    if not 0.0 <= float(group.get("momentum", 0.0)) < 1.0:
+        raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
+    if not float(group.get("dampening", 0.0)) < 1.0:
+        raise ExplrError(f"parameter group {index} has dampening={group['dampening']}: it must be below 1.")
+    if not group["params"]:
+        raise ExplrError(f"parameter group {index} has no parameters: leave it out.")
+    if not 0.0 <= float(group["weight_decay"]) < math.inf:
+        raise ExplrError(
+            f"parameter group {index} has weight_decay={float(group['weight_decay'])}: it must be finite and not negative."
+        )
+
+
+_REFUSED = {
+    "maximize": "explr converts minimisation. Minimise the negative of the objective.",
+    "amsgrad": "a largest square of gradients that were taken at other scales of the weights has no exact counterpart. "
+    "Use amsgrad=False.",
+}
+
+
+def read(group: Group, names: tuple[str, ...]) -> dict[str, float]:
+    """Return hyper-parameters of a group as floats; ``beta1`` and ``beta2`` are those of ``betas``."""
+    return {name: float(group["betas"][int(name[-1]) - 1] if name.startswith("beta") else group[name]) for name in names}
+
+
+def write(group: Group, values: dict[str, float]) -> None:
+    """Set hyper-parameters of a group; a learning rate that is a tensor stays the same tensor."""
+    plain: Group = {name: value for name, value in values.items() if name not in ("lr", "beta1", "beta2")}
+    if "beta1" in values:
+        plain["betas"] = (values["beta1"], values["beta2"])
+    group.update(plain)
+    if "lr" in values:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(values["lr"])
+        else:
+            group["lr"] = values["lr"]
+
+
+def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family: Family) -> Memory:
+    """Return the memory with which a family's recursion begins on buffers as they are.
+
+    Raises:
+        ExplrError: if some parameters of the group have taken other steps than the rest, and it makes a difference.
+    """
+    states = [optimizer.state.get(parameter, {}) for parameter in filter(trains, group["params"])]
+    if isinstance(family, AdamW):
+        done = {int(state.get("step", 0)) for state in states}
+    else:
+        done = {int(state.get("momentum_buffer") is not None) for state in states}
+    if len(done) > 1 and not (isinstance(family, HeavyBall) and not group["dampening"]):
+        raise ExplrError(
+            f"the parameters of group {index} have taken different numbers of steps, some perhaps none: no one recursion fits "
+            "them. Put those that started later into a group of their own."
+        )
+    return family.start(max(done, default=0))
+
+
+def smallest_dtype(group: Group) -> torch.dtype:
+    """Return the dtype with the smallest range among a group's parameters."""
+    return min((p.dtype for p in group["params"]), key=lambda dtype: torch.finfo(dtype).max)
