@@ -193,6 +193,21 @@ def test_convert_command_prints_the_numbers_of_the_theory(capsys):
         assert number in out
 
 
+@pytest.mark.parametrize(
+    "options, numbers",
+    [
+        (["--momentum", "0.9", "--nesterov"], ["momentum          0.899955000000", "-0.001004843721", "1.001004843721"]),
+        (["--momentum", "0.9", "--dampening", "0.5"], ["0.999749434812163", "1.000501318787"]),
+        (["--optimizer", "adamw", "--betas", "0.9", "0.99"], ["beta1             0.899955000000", "0.989901002475", "1.00005"]),
+    ],
+)
+def test_convert_command_knows_the_other_optimizers(options, numbers, capsys):
+    assert main(["convert", "--lr", "0.1", "--weight-decay", "5e-4", *options]) == 0
+    out = capsys.readouterr().out
+    for number in numbers:
+        assert number in out
+
+
 @pytest.mark.parametrize("lr, decay, momentum", [("1e-6", "1000", "0.5"), ("0.1", "5e-4", "0"), ("100", "1e-5", "0.9")])
 def test_horizon_is_where_the_exact_schedule_overflows(lr, decay, momentum, capsys):
     assert main(["convert", "--lr", lr, "--weight-decay", decay, "--momentum", momentum, "--steps-per-epoch", "1"]) == 0
@@ -231,6 +246,8 @@ def test_check_command_prints_the_report(capsys):
         (["check", "explr.models:preresnet32", "--input", "2,5"], "5"),
         (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
+        (["convert", "--lr", "1", "--weight-decay", "0", "--optimizer", "adamw", "--nesterov"], "--nesterov is not an option"),
+        (["convert", "--lr", "1", "--weight-decay", "0", "--betas", "0.9", "0.9"], "--betas is not an option"),
         (["run"], "--missing"),
         (["run", "figure2", "--data", "synthetic", "--device", "cudaa"], "device='cudaa'"),
         (["run", "figure2", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
