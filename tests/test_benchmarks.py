@@ -4,12 +4,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import training
+from benchmarks import reencoding, training
 from benchmarks.full_scale import DONE, FAILED, ORDER, TIME_IS_UP, Piece, main, missing, pieces, work
 from benchmarks.training import measure, steps_of_a_round
+from explr import RunConfig
 from explr.experiments.catalogue import EXPERIMENTS
 from explr.experiments.data import synthetic
 
@@ -29,7 +32,7 @@ def test_every_experiment_has_its_turn(tmp_path):
     assert sorted(ORDER) == sorted(EXPERIMENTS)
     assert [piece.name for piece in pieces(tmp_path)] == ["tests", "benchmark", *ORDER]
     assert not any(piece.done() for piece in pieces(tmp_path))
-    assert missing("figure5", tmp_path) == 20
+    assert missing("figure5", tmp_path) == 25
 
 
 def test_without_a_gpu_it_refuses_and_makes_nothing(tmp_path, monkeypatch, capsys):
@@ -165,3 +168,41 @@ def test_readme_has_the_numbers_of_the_record():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captured_variant_of_the_benchmark_runs():
     training.captured(synthetic(512, 100).to("cuda"), arms=2)(2)  # runs, that is all
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Sixteen images as an archive, and what JPEG makes of them."""
+    data = synthetic(train=64, test=16)
+    images = data.test_images.permute(0, 2, 3, 1).numpy()
+    names = [f"{number}.jpg" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(tmp_path / name, quality=30)
+    np.savez(tmp_path / "true.npz", images=images, labels=data.test_labels.numpy().astype(np.uint8), jpeg=names)
+    return data, reencoding.read_pairs(tmp_path / "true.npz", tmp_path)
+
+
+def test_true_and_re_encoded_images_are_paired_one_by_one(pairs):
+    data, (true, encoded, labels) = pairs
+    assert torch.equal(true, data.test_images) and torch.equal(labels, data.test_labels)
+    distance = (true[:, None].double() - encoded[None].double()).square().mean((2, 3, 4))
+    assert (distance.argmin(1) == torch.arange(16)).all() and distance.diagonal().min() > 0
+
+
+def test_what_re_encoding_costs_is_the_paired_difference_of_one_network_s_answers(pairs):
+    data, (true, encoded, labels) = pairs
+    config = RunConfig(model="preresnet", model_args={"depth": 8, "width": 4}, epochs=2, batch_size=16)
+    record = reencoding.measure(config, data, true, encoded, labels)
+    assert record["accuracy_true"] == record["test_accuracy"]  # here the test images are the true ones
+    difference = record["true_less_encoded"]
+    assert difference["difference"] == pytest.approx(record["accuracy_true"] - record["accuracy_encoded"])
+    assert difference["pairs"] == record["images"] == 16 and record["grey_levels"] > 1
+
+
+def test_reencoding_without_images_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("EXPLR_DATA", raising=False)
+    for arguments, part in (([], "EXPLR_DATA"), (["--data", str(tmp_path)], "nothing.npz")):
+        monkeypatch.setattr("sys.argv", ["reencoding", "--lossless", str(tmp_path / "nothing.npz"), *arguments])
+        assert reencoding.main() == 2
+        error = capsys.readouterr().err
+        assert part in error and error.count("\n") == 1

@@ -49,7 +49,7 @@ class Arm:
         learning_rates: of every step, and the growth of the weights that they cause.
         trainable: the parameters that are trained, by name.
         optimizer: torch's SGD.
-        exponent: the weights are 2**exponent times larger than what ``model`` holds.
+        exponent: the weights are 2**exponent times larger than what ``model`` holds (``config.weight_scale`` apart).
         losses: of the steps of the epoch under way, float64 on the device, shape ``(steps_per_epoch,)``.
     """
 
@@ -69,6 +69,8 @@ class Arm:
             with torch.no_grad():
                 for parameter in self.trainable.values():
                     parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
+        if config.weight_scale != 1.0:
+            self._rescale(config.weight_scale)
         self.learning_rates = config.learning_rates(steps)
         self.optimizer = self._make_optimizer()
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
@@ -142,7 +144,8 @@ class Arm:
                 raise DivergedError(
                     f"the norm of {name} is {norm} after step {step}: the run has diverged. Lower the learning rate."
                 )
-        return {name: math.ldexp(norm, self.exponent) for name, norm in zip(self.trainable, norms, strict=True)}
+        norms = [math.ldexp(norm, self.exponent) / self.config.weight_scale for norm in norms]
+        return dict(zip(self.trainable, norms, strict=True))
 
     @torch.no_grad()
     def evaluate(self, batch_size: int = 1000) -> tuple[float, float]:
@@ -174,6 +177,7 @@ class Arm:
 
     def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = None) -> torch.optim.SGD:
         decay = self.config.weight_decay if self.config.regime == "weight_decay" else 0.0
+        decay /= self.config.weight_scale**2
         return torch.optim.SGD(self.trainable.values(), lr=lr, momentum=self.config.momentum, weight_decay=decay, fused=fused)
 
     def _step(self, batch: Choices) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,6 +194,18 @@ class Arm:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             logits: Tensor = self.model(images.contiguous(memory_format=self._layout))
         return logits.to(self.dtype)
+
+    @torch.no_grad()
+    def _rescale(self, factor: float) -> None:
+        """Multiply the initial weights by ``factor``; what their size touches follows, so that the functions are the same."""
+        for parameter in self.trainable.values():
+            parameter.mul_(factor)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm | nn.GroupNorm):  # the input of every norm has degree 1 in explr.models
+                module.eps *= factor**2
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                module.running_mean.mul_(factor)
+                module.running_var.mul_(factor**2)
 
     def _begin(self, epoch: int) -> None:
         """Bring the weights back to their size under weight decay, up to the nearest power of two; forget the last epoch."""
@@ -211,10 +227,11 @@ class Arm:
                     module.running_var.mul_(4.0**-shift)
 
     def _rates(self, steps: slice) -> FloatArray:
-        """Return the rates that the weights in ``model`` need: exact powers of two times those of ``learning_rates``."""
+        """Return the rates that the weights in ``model`` need: ``learning_rates`` times a power of 2 and the scale squared."""
         log_lr = self.learning_rates.log_lr[steps]
         powers = np.floor(log_lr / math.log(2))
-        return np.ldexp(np.exp(log_lr - powers * math.log(2)), powers.astype(int) - 2 * self.exponent)
+        rates = np.ldexp(np.exp(log_lr - powers * math.log(2)), powers.astype(int) - 2 * self.exponent)
+        return self.config.weight_scale**2 * rates
 
 
 def side_by_side(arms: Sequence[Arm], epoch: int) -> Iterator[int]:

@@ -49,6 +49,9 @@ class RunConfig:
         augment: crop and flip the training images.
         one_ulp: move every initial weight to the next number up that the precision holds: the smallest change there is, as
             a control for how far runs drift apart by rounding alone.
+        weight_scale: carry the weights at this multiple, with what keeps the functions the same on paper (learning rates,
+            weight decay, eps, running statistics). Unless it is a power of two every operation of every step rounds
+            differently: a control for a run that is rounded differently all along, as an exponential one is.
         precision: "float32"; "tf32" (float32, with the matrix units' 10-bit mantissa where the device has them); "bfloat16"
             (weights in float32, layers in bfloat16); or "float64".
     """
@@ -66,6 +69,7 @@ class RunConfig:
     augment: bool = True
     one_ulp: bool = False
     precision: str = "float32"
+    weight_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what no run can be made of, before anything is made.
@@ -81,6 +85,8 @@ class RunConfig:
             raise ExplrError(f"weight_decay={self.weight_decay!r} must be finite and not negative.")
         if not 0.0 <= self.momentum < 1.0:
             raise ExplrError(f"momentum={self.momentum!r} must lie in [0, 1).")
+        if not 0.0 < self.weight_scale < math.inf:
+            raise ExplrError(f"weight_scale={self.weight_scale!r} must be finite and positive.")
 
     def learning_rates(self, steps: int) -> ExpSchedule:
         """Return the learning rates of the first ``steps`` steps, and the growth of the weights that they cause.
@@ -190,7 +196,7 @@ def _command() -> str | None:
         command = ["python", "-m", f"benchmarks.{program.stem}"]
     else:
         return None
-    folders = {"--results", "--data"}
+    folders = {"--results", "--data", "--lossless"}
     command += [word for before, word in zip(["", *words], words, strict=False) if not folders & {before, word.split("=")[0]}]
     return shlex.join(command + ["--data", "synthetic"] * ("synthetic" in words))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ def train_together(
 
 def _train(arms: Sequence[Arm], files: Sequence[Path]) -> list[Run]:
     for arm in arms:
-        if arm.config.regime != "weight_decay":
+        if arm.config.regime != "weight_decay" or arm.config.weight_scale != 1.0:
             _check_invariant(arm)
     states = [_Progress({}, {name: [] for name in arm.trainable}) for arm in arms]
     for index, file in enumerate(files):
@@ -229,7 +230,7 @@ def _resume(path: Path, arm: Arm) -> _Progress:
         run = content["run"]
     except Exception as error:  # torch.load has no exception of its own: a damaged file gives any of a dozen
         raise ExplrError(f"{path} is not a checkpoint ({error}): delete it to start again.") from error
-    if run != _identity(arm):
+    if not _is_run_of(run, arm):
         raise ExplrError(f"{path} is a checkpoint of another run, {run}: delete it to start again.")
     arm.model.load_state_dict(content["model"])
     arm.load_momentum(content["momentum"])
@@ -240,6 +241,15 @@ def _resume(path: Path, arm: Arm) -> _Progress:
 
 def _identity(arm: Arm) -> list[str]:
     return [arm.data.name, json.dumps(dataclasses.asdict(arm.config))]
+
+
+def _is_run_of(identity: Sequence[str], arm: Arm) -> bool:
+    """Compare configurations, not texts: a checkpoint stays good when RunConfig gets a field with a default."""
+    try:
+        name, config = identity
+        return (name, RunConfig(**json.loads(config))) == (arm.data.name, arm.config)
+    except (TypeError, ValueError):  # not a pair, not JSON, no configuration of this version, or one that it refuses
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +298,7 @@ def compare(
     """
     data = data.to(device)
     arms = [Arm(config, data, steps) for config in (first, second)]
-    growth = [arm.learning_rates.log_scale for arm in arms]
+    growth = [arm.learning_rates.log_scale + math.log(arm.config.weight_scale) for arm in arms]
     rows = []
     for step, batch in zip(progress(range(steps)), _batches(first, data), strict=False):
         logits = [arm.step(step, batch)[1] for arm in arms]

@@ -148,24 +148,57 @@ def test_every_experiment_can_be_listed_and_loaded(name, tmp_path):
     assert load(name, results=tmp_path) == {}
 
 
-def test_best_records_prefer_full_scale_and_say_what_they_are(small, tmp_path):
+def of(run, **changes):
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **changes))
+
+
+def test_best_records_prefer_full_scale_then_a_tenth_of_the_length_and_say_what_they_are(small, tmp_path):
     runs, words = best_records("figure2", tmp_path)
-    assert runs == {} and "explr run figure2 --epochs 16 --small" in words
+    assert runs == {}
+    assert all(f"`explr run figure2{options}`" in words for options in ("", " --epochs 20", " --epochs 16 --small"))
     options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
     made = [run for _, _, run in run_experiment("figure2", synthetic(40, 20), **options)]
     arms = ("constant-decay", "constant-exponential")
-    for folder, scale in (
-        (record_folder("figure2", epochs=16, small=True, results=tmp_path), "a miniature, full scale is missing: preresnet"),
-        (record_folder("figure2", results=tmp_path), "full scale: preresnet"),
+    for place, scale in (
+        ({"epochs": 16, "small": True}, "a miniature, full scale is missing: preresnet"),
+        ({"epochs": 20, "precision": "bfloat16"}, "one tenth of the length, full scale is missing: preresnet"),
+        ({"epochs": 20}, "one tenth of the length, full scale is missing: preresnet"),
+        ({}, "full scale: preresnet"),
     ):
+        folder = record_folder("figure2", **place, results=tmp_path)
         before = best_records("figure2", tmp_path)
         made[0].save(folder / f"{arms[0]}-seed0.json")
         assert best_records("figure2", tmp_path) == before  # one arm cannot be compared
         made[1].save(folder / f"{arms[1]}-seed0.json")
-        dataclasses.replace(made[1], config=dataclasses.replace(made[1].config, seed=1)).save(folder / f"{arms[1]}-seed1.json")
+        of(made[1], seed=1).save(folder / f"{arms[1]}-seed1.json")
         runs, words = best_records("figure2", tmp_path)
         assert runs == {arm: [run] for arm, run in zip(arms, made, strict=True)}  # the second seed is alone
         assert words.startswith(scale) and ", 1 seed, synthetic" in words and "--seeds 1" in words
+        assert (", bfloat16, " in words) == ("--precision bfloat16" in words) == ("precision" in place)
+
+
+def test_of_records_of_one_length_those_with_most_seeds_count(small, data, tmp_path):
+    (_, _, decay), (_, _, growing) = run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path)
+    for precision, seeds in {"float32": 1, "bfloat16": 2}.items():
+        for seed in range(seeds):
+            folder = record_folder("figure2", epochs=20, precision=precision, results=tmp_path)
+            for arm, run in {"constant-decay": decay, "constant-exponential": growing}.items():
+                of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
+    assert "bfloat16, 2 seeds" in best_records("figure2", tmp_path)[1]
+
+
+def test_a_comparison_is_one_without_its_optional_arm(small, data, tmp_path):
+    _, _, run = next(run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
+    folder = record_folder("figure5", epochs=20, results=tmp_path)
+    for seed in range(2):
+        for arm in ("decay", "decay-one-ulp", "texp", "exponential"):
+            of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
+    of(run, seed=0).save(folder / "decay-rescaled-seed0.json")
+    runs, words = best_records("figure5", tmp_path)
+    assert "decay-rescaled" not in runs and "2 seeds" in words  # it would cost the others a seed
+    of(run, seed=1).save(folder / "decay-rescaled-seed1.json")
+    runs, words = best_records("figure5", tmp_path)
+    assert [r.config.seed for r in runs["decay-rescaled"]] == [0, 1] and "2 seeds" in words
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
