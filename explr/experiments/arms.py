@@ -20,11 +20,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from explr.checks import FloatArray
+from explr.equivalence import AdamWSchedule
 from explr.errors import ExplrError
 from explr.experiments import models
 from explr.experiments.data import Choices, Dataset, epoch_choices
 from explr.experiments.precision import arithmetic, dtype_of_weights, layout
 from explr.experiments.records import Run, RunConfig, call_by_name
+from explr.groups import write
+from explr.symmetry import scale_weights
 
 
 class DivergedError(ExplrError):
@@ -48,7 +51,7 @@ class Arm:
         model: the network, initialised from ``config.seed``.
         learning_rates: of every step, and the growth of the weights that they cause.
         trainable: the parameters that are trained, by name.
-        optimizer: torch's SGD.
+        optimizer: torch's SGD or AdamW.
         exponent: the weights are 2**exponent times larger than what ``model`` holds (``config.weight_scale`` apart).
         losses: of the steps of the epoch under way, float64 on the device, shape ``(steps_per_epoch,)``.
     """
@@ -95,8 +98,8 @@ class Arm:
             yield step
 
     def step(self, step: int, batch: Choices) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one step of SGD; return the mean loss and the logits from before it, and the labels."""
-        self.optimizer.param_groups[0]["lr"] = float(self._rates(slice(step, step + 1))[0])
+        """Take one step; return the mean loss and the logits from before it, and the labels."""
+        write(self.optimizer.param_groups[0], self._settings(step))
         with arithmetic(self.config.precision, autotune=True):
             return self._step(batch)
 
@@ -161,24 +164,39 @@ class Arm:
         loss, accuracy = (total / len(self.data.test_labels)).tolist()
         return loss, accuracy
 
-    def momentum(self) -> dict[str, Tensor]:
-        """Return the momentum buffer of every trainable tensor, none before the first step."""
-        buffers = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.trainable.items()}
-        return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+    def buffers(self) -> dict[str, dict[str, Tensor]]:
+        """Return what the optimizer keeps, by kind and by the name of the trainable tensor; nothing before the first step."""
+        kept: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.trainable.items():
+            for kind, buffer in self.optimizer.state[parameter].items():
+                if buffer is not None:
+                    kept.setdefault(kind, {})[name] = buffer
+        return kept
 
-    def load_momentum(self, buffers: dict[str, Tensor]) -> None:
-        """Take over what :meth:`momentum` gave; buffers that a graph knows stay where they are."""
-        for name, buffer in buffers.items():
-            own = self.optimizer.state[self.trainable[name]]
-            if "momentum_buffer" in own:
-                own["momentum_buffer"].copy_(buffer)
-            else:
-                own["momentum_buffer"] = buffer.clone()
+    def load_buffers(self, kept: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what :meth:`buffers` gave; buffers that a graph knows stay where they are."""
+        for kind, buffers in kept.items():
+            for name, buffer in buffers.items():
+                own = self.optimizer.state[self.trainable[name]]
+                if own.get(kind) is not None:
+                    own[kind].copy_(buffer)
+                else:
+                    own[kind] = buffer.clone()
 
-    def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = None) -> torch.optim.SGD:
+    @property
+    def _lr_power(self) -> int:
+        """By which power of their size a learning rate goes with the weights."""
+        return 1 if self.config.optimizer == "adamw" else 2
+
+    def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = None) -> torch.optim.Optimizer:
         decay = self.config.weight_decay if self.config.regime == "weight_decay" else 0.0
-        decay /= self.config.weight_scale**2
-        return torch.optim.SGD(self.trainable.values(), lr=lr, momentum=self.config.momentum, weight_decay=decay, fused=fused)
+        decay /= self.config.weight_scale**self._lr_power
+        if self.config.optimizer == "adamw":
+            return torch.optim.AdamW(self.trainable.values(), lr=lr, weight_decay=decay, fused=fused)
+        nesterov, momentum = self.config.optimizer == "nesterov", self.config.momentum
+        return torch.optim.SGD(
+            self.trainable.values(), lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=fused
+        )
 
     def _step(self, batch: Choices) -> tuple[Tensor, Tensor, Tensor]:
         images, labels = self.data.train_batch(batch, self.dtype, augment=self.config.augment)
@@ -216,10 +234,7 @@ class Arm:
         if not shift:
             return
         with torch.no_grad():
-            for parameter in self.trainable.values():
-                parameter.mul_(2.0**-shift)
-            for buffer in self.momentum().values():
-                buffer.mul_(2.0**shift)
+            scale_weights(self.optimizer, self.trainable.values(), 2.0**-shift)
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
                     # its input grows as the weights do, in every invariant network of explr.models
@@ -230,8 +245,17 @@ class Arm:
         """Return the rates that the weights in ``model`` need: ``learning_rates`` times a power of 2 and the scale squared."""
         log_lr = self.learning_rates.log_lr[steps]
         powers = np.floor(log_lr / math.log(2))
-        rates = np.ldexp(np.exp(log_lr - powers * math.log(2)), powers.astype(int) - 2 * self.exponent)
-        return self.config.weight_scale**2 * rates
+        rates = np.ldexp(np.exp(log_lr - powers * math.log(2)), powers.astype(int) - self._lr_power * self.exponent)
+        return self.config.weight_scale**self._lr_power * rates
+
+    def _settings(self, step: int) -> dict[str, float]:
+        """Return the hyper-parameters of a step, for weights as large as those in ``model``."""
+        schedule, settings = self.learning_rates, {"lr": float(self._rates(slice(step, step + 1))[0])}
+        if isinstance(schedule, AdamWSchedule):
+            beta1, beta2 = map(float, schedule.betas[step])
+            eps = math.exp(schedule.log_eps[step] + self.exponent * math.log(2)) / self.config.weight_scale
+            return {**settings, "beta1": beta1, "beta2": beta2, "eps": eps}
+        return {**settings, "momentum": float(schedule.momentum[step]), "dampening": float(schedule.dampening[step])}
 
 
 def side_by_side(arms: Sequence[Arm], epoch: int) -> Iterator[int]:

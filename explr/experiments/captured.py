@@ -31,7 +31,9 @@ class CaptureError(ExplrError):
 
 
 def make_arm(config: RunConfig, data: Dataset, steps: int, *, compiled: bool = False) -> Arm:
-    """Return the arm for the device of the data: captured on CUDA, but in float64 or where EXPLR_EAGER is set.
+    """Return the arm for the device of the data: captured on CUDA where it can be.
+
+    It cannot be in float64, for another optimizer than heavy-ball SGD, and must not where EXPLR_EAGER is set.
 
     Raises:
         CaptureError: as :class:`CapturedArm`.
@@ -41,7 +43,9 @@ def make_arm(config: RunConfig, data: Dataset, steps: int, *, compiled: bool = F
     >>> make_arm(config, synthetic(train=64, test=32), steps=1).graph
     False
     """
-    eager = data.train_labels.device.type != "cuda" or config.precision == "float64" or os.environ.get("EXPLR_EAGER")
+    device, eager = data.train_labels.device, bool(os.environ.get("EXPLR_EAGER"))
+    # The twins of other optimizers set more at every step than a rate.
+    eager = eager or device.type != "cuda" or config.precision == "float64" or config.optimizer != "sgd"
     return Arm(config, data, steps) if eager else CapturedArm(config, data, steps, compiled=compiled)
 
 
@@ -116,7 +120,7 @@ class CapturedArm(Arm):
         with torch.cuda.stream(self._stream):
             return super().epoch_results(epoch)
 
-    def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = True) -> torch.optim.SGD:
+    def _make_optimizer(self, lr: float | Tensor = 1.0, fused: bool | None = True) -> torch.optim.Optimizer:
         return super()._make_optimizer(self._lr, fused)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ class CapturedArm(Arm):
                 torch.cuda.set_stream(current)  # a capture that fails leaves its own stream in place
                 torch.cuda.synchronize(self.device)
         self.model.load_state_dict(before)
-        for buffer in self.momentum().values():
+        for buffer in self.buffers().get("momentum_buffer", {}).values():
             buffer.zero_()  # as good as none: torch starts the buffer with the first gradient
         return graphs
 

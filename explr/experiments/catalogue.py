@@ -92,6 +92,15 @@ def _head(epochs: int, steps_per_epoch: int) -> Arms:
     return {"frozen": decay, "trained": replace(decay, model_args={"frozen_head": False})}
 
 
+def _nesterov(epochs: int, steps_per_epoch: int) -> Arms:
+    return _twins("nesterov", replace(step_decay(epochs, steps_per_epoch), optimizer="nesterov"))
+
+
+def _adamw(epochs: int, steps_per_epoch: int) -> Arms:
+    args = {"lr": 2e-3, "period": epochs * steps_per_epoch}
+    return _twins("adamw", RunConfig(epochs=epochs, schedule="cosine", schedule_args=args, optimizer="adamw", weight_decay=0.5))
+
+
 def _growth(epochs: int, steps_per_epoch: int) -> Arms:
     plain = RunConfig(epochs=epochs, weight_decay=0.0)
     arms = {"no-growth": plain}
@@ -109,6 +118,8 @@ EXPERIMENTS = {
     "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
     "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
     "head": Experiment("frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, seeds=3),
+    "nesterov": Experiment("step decay with Nesterov momentum against its twin", _nesterov, seeds=2),
+    "adamw": Experiment("AdamW on a cosine schedule against its twin", _adamw, seeds=2),
     "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
 }
 

@@ -218,7 +218,7 @@ def _save(path: Path, arm: Arm, progress: _Progress) -> None:
         "run": _identity(arm),
         "progress": dataclasses.asdict(dataclasses.replace(progress, exponent=arm.exponent)),
         "model": arm.model.state_dict(),
-        "momentum": arm.momentum(),
+        "buffers": arm.buffers(),
     }
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
@@ -233,7 +233,8 @@ def _resume(path: Path, arm: Arm) -> _Progress:
     if not _is_run_of(run, arm):
         raise ExplrError(f"{path} is a checkpoint of another run, {run}: delete it to start again.")
     arm.model.load_state_dict(content["model"])
-    arm.load_momentum(content["momentum"])
+    # Checkpoints that were made before there were other optimizers have momentum alone.
+    arm.load_buffers(content["buffers"] if "buffers" in content else {"momentum_buffer": content["momentum"]})
     progress = _Progress(**content["progress"])
     arm.exponent = progress.exponent
     return progress

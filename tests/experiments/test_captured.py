@@ -65,7 +65,13 @@ def everything(arm, epoch):
     row, norms = arm.epoch_results(epoch)
     state = [value.double().norm().item() for value in arm.model.state_dict().values()]
     return np.array(
-        [*arm.losses.tolist(), *row.values(), *norms.values(), *state, *(b.norm() for b in arm.momentum().values())]
+        [
+            *arm.losses.tolist(),
+            *row.values(),
+            *norms.values(),
+            *state,
+            *(b.norm() for b in arm.buffers().get("momentum_buffer", {}).values()),
+        ]
     )
 
 
@@ -89,7 +95,7 @@ def test_replayed_steps_compute_what_eager_steps_compute(data, gpu, rounded_alik
     eager, captured = Arm(config, data, 12), CapturedArm(config, data, 12)
     for name, value in eager.model.state_dict().items():
         assert torch.equal(value, captured.model.state_dict()[name]), f"the capture has changed {name}"
-    assert not any(buffer.any() for buffer in captured.momentum().values())
+    assert not any(buffer.any() for buffer in captured.buffers().get("momentum_buffer", {}).values())
     for epoch in range(2):
         sides = []
         for arm in (eager, captured):
@@ -229,7 +235,7 @@ def on_meta(arm):
     data, meta = arm.data, torch.device("meta")
     moved = Dataset(*(getattr(data, f).to(meta) for f in ("train_images", "train_labels", "test_images", "test_labels")), "")
     moved.__dict__["channel_statistics"] = tuple(value.to(meta) for value in data.channel_statistics)
-    momentum = {name: buffer.to(meta) for name, buffer in arm.momentum().items()}
+    momentum = {name: buffer.to(meta) for name, buffer in arm.buffers().get("momentum_buffer", {}).items()}
     arm.model.to(meta)
     arm.trainable = {name: p for name, p in arm.model.named_parameters() if p.requires_grad}
     arm.data, arm.device, arm._choices = moved, meta, arm._choices.to(meta)
@@ -308,7 +314,7 @@ def momentum_starts_in_the_capture(arm, monkeypatch):
 
 
 def gradients_lie_otherwise(arm, monkeypatch):
-    for name, buffer in arm.momentum().items():
+    for name, buffer in arm.buffers().get("momentum_buffer", {}).items():
         if buffer.ndim == 4:
             arm.optimizer.state[arm.trainable[name]]["momentum_buffer"] = buffer.contiguous()
 
