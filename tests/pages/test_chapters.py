@@ -124,5 +124,5 @@ def test_the_ledger_covers_the_source_and_fails_only_where_the_book_says_why():
     entries = ledger(BOOK)
     assert len(entries) >= 25
     assert [entry.key for entry in entries if not entry.measurements] == []
-    # Chapter 6 and the ledger discuss it; a full-scale record may overturn it.
+    # Chapter 7 and the ledger discuss it; a full-scale record may overturn it.
     assert [entry.key for entry in entries if entry.verdict == "FAILS"] == ["head-accuracy"]
