@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from explr.book.ledger import ledger
+from explr.book.ledger import BEYOND, ledger
 from tools import notebooks
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
@@ -126,3 +126,7 @@ def test_the_ledger_covers_the_source_and_fails_only_where_the_book_says_why():
     assert [entry.key for entry in entries if not entry.measurements] == []
     # Chapter 7 and the ledger discuss it; a full-scale record may overturn it.
     assert [entry.key for entry in entries if entry.verdict == "FAILS"] == ["head-accuracy"]
+
+
+def test_what_goes_beyond_the_source_holds_without_a_caveat():
+    assert {entry.key: entry.verdict for entry in ledger(BOOK, BEYOND)} == dict.fromkeys(BEYOND, "holds")
