@@ -6,15 +6,17 @@ import argparse
 import importlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from explr.equivalence import characteristic_root, convert, growth_rate
+from explr.equivalence import Schedule, adamw_steady_state, characteristic_root, convert, convert_adamw, growth_rate
 from explr.errors import ExplrError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,11 +43,17 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
 
     about = "print the exponential learning rate that stands for a weight decay"
     sub = commands.add_parser(
-        "convert", help=about, description=f"{about[0].upper()}{about[1:]} at constant learning rate (Theorem 1)."
+        "convert",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]} at constant learning rate (Theorem 1, and twins beyond it).",
     )
     sub.add_argument("--lr", type=float, required=True, help="learning rate, per step")
-    sub.add_argument("--weight-decay", type=float, required=True, help="L2 coefficient, as torch.optim.SGD takes it")
-    sub.add_argument("--momentum", type=float, default=0.0, help="heavy-ball factor in [0, 1) (default: 0)")
+    sub.add_argument("--weight-decay", type=float, required=True, help="as the optimizer of torch takes it")
+    sub.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd")
+    sub.add_argument("--momentum", type=float, help="of sgd, in [0, 1) (default: 0)")
+    sub.add_argument("--nesterov", action="store_true", help="the momentum is Nesterov's")
+    sub.add_argument("--dampening", type=float, help="of sgd (default: 0)")
+    sub.add_argument("--betas", type=float, nargs=2, metavar="BETA", help="of adamw (default: 0.9 0.999)")
     sub.add_argument("--steps-per-epoch", type=int, default=391, help="default: 391, CIFAR-10 in batches of 128")
     sub.set_defaults(command=_convert)
 
@@ -104,25 +112,61 @@ def _list_experiments() -> str:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
-    lr, weight_decay, momentum, steps = parsed.lr, parsed.weight_decay, parsed.momentum, parsed.steps_per_epoch
+    lr, decay, steps = parsed.lr, parsed.weight_decay, parsed.steps_per_epoch
     if steps < 1:
         raise ExplrError(f"--steps-per-epoch {steps} must be at least 1.")
-    root = characteristic_root(lr, weight_decay, momentum)
-    print(f"lr {lr}, weight decay {weight_decay}, momentum {momentum}: train without weight decay, and let the rate grow.")
-    print(f"  root alpha        {root:.15f}")
-    print(f"  growth per step   {growth_rate(lr, weight_decay, momentum):.12f}")
-    print(f"  growth per epoch  {growth_rate(lr, weight_decay, momentum, steps=steps):.12f}  ({steps} steps)")
-    log_growth = -2.0 * math.log(root)
-    for dtype in ("float16", "bfloat16", "float32", "float64"):
-        print(f"  {dtype + ' holds':17} {_horizon(lr, weight_decay, momentum, log_growth, dtype, steps)}")
+    of_sgd = {"--momentum": parsed.momentum, "--dampening": parsed.dampening, "--nesterov": parsed.nesterov or None}
+    foreign = of_sgd if parsed.optimizer == "adamw" else {"--betas": parsed.betas}
+    for option, value in foreign.items():
+        if value is not None:
+            raise ExplrError(f"{option} is not an option of --optimizer {parsed.optimizer}: leave one of them out.")
+    momentum, dampening = parsed.momentum or 0.0, parsed.dampening or 0.0
+    growth: Callable[[float], float]  # of the rate over some steps
+    make: Callable[[int], Schedule]
+    if parsed.optimizer == "adamw":
+        betas = tuple(parsed.betas or (0.9, 0.999))
+        state, what = adamw_steady_state(lr, decay, betas), f"betas {betas[0]} {betas[1]}"
+        lines = [
+            ("beta1", f"{state.betas[0]:.12f}"),
+            ("beta2", f"{state.betas[1]:.12f}"),
+            ("rate times", f"{state.factor:.12f}"),
+        ]
+
+        def growth(count: float) -> float:
+            return growth_rate(lr, decay, steps=0.5 * count)  # P enters the rate once, in SGD twice
+
+        def make(count: int) -> Schedule:
+            return convert_adamw([lr] * count, decay, betas)
+
+    else:
+        options = {"momentum": momentum, "nesterov": parsed.nesterov}
+        what = f"{'Nesterov ' if parsed.nesterov else ''}momentum {momentum}" + (
+            f", dampening {dampening}" if dampening else ""
+        )
+        # From the second step on a damped buffer takes in 1 - dampening of the decay, so that is the decay of the steady state.
+        lasting = decay * (1.0 - dampening)
+        lines = [("root alpha", f"{characteristic_root(lr, lasting, **options):.15f}")]
+
+        def growth(count: float) -> float:
+            return growth_rate(lr, lasting, steps=count, **options)
+
+        def make(count: int) -> Schedule:
+            return convert([lr] * count, decay, dampening=dampening, **options)
+
+        if parsed.nesterov:
+            lines += [("momentum", f"{momentum * (1.0 - lr * decay):.12f}"), ("dampening", f"{1.0 - growth(1):.12f}")]
+    print(f"lr {lr}, weight decay {decay}, {what}: train without weight decay, and let the rate grow. In the steady state:")
+    lines += [("growth per step", f"{growth(1):.12f}"), ("growth per epoch", f"{growth(steps):.12f}  ({steps} steps)")]
+    lines += [(f"{dtype} holds", _horizon(lr, growth(1), make, dtype, steps)) for dtype in _DTYPES]
+    print("\n".join(f"  {name:17} {value}" for name, value in lines))
 
 
-def _horizon(lr: float, weight_decay: float, momentum: float, log_growth: float, dtype: str, steps_per_epoch: int) -> str:
+def _horizon(lr: float, growth: float, make: Callable[[int], Schedule], dtype: str, steps_per_epoch: int) -> str:
     """Say how many steps a dtype holds: find the step near where the steady growth says, in the exact schedule."""
     far = 800.0 - math.log(lr)  # the log of every dtype's largest number is below 710; the start-up costs less than the rest
-    about = 1 if log_growth == 0.0 else min(int(far / log_growth) + 2, 2_000_000)
-    step = convert([lr] * about, weight_decay, momentum).first_overflow(dtype)
-    if step is None and log_growth == 0.0:
+    about = 1 if growth == 1.0 else min(int(far / math.log(growth)) + 2, 2_000_000)
+    step = make(about).first_overflow(dtype)
+    if step is None and growth == 1.0:
         return "every step"
     if step is None:
         return "more than 2,000,000 steps"

@@ -50,7 +50,7 @@ _LARGEST = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Schedule:
+class Schedule:
     """What the schedules of all optimizers have: rates as logarithms, and the growth of the weights."""
 
     log_lr: FloatArray
@@ -94,7 +94,7 @@ class _Schedule:
 
 
 @dataclass(frozen=True, eq=False)
-class ExpSchedule(_Schedule):
+class ExpSchedule(Schedule):
     """A learning-rate schedule of SGD without weight decay, and the growth of the weights that goes with it.
 
     Attributes:
@@ -115,7 +115,7 @@ class ExpSchedule(_Schedule):
 
 
 @dataclass(frozen=True, eq=False)
-class AdamWSchedule(_Schedule):
+class AdamWSchedule(Schedule):
     """The hyper-parameters of AdamW without weight decay, and the growth of the weights that goes with them.
 
     Attributes:
@@ -322,7 +322,7 @@ def characteristic_root(lr: float, weight_decay: float, momentum: float = 0.0, *
     return 1.0 - _steady_share(lr, weight_decay, momentum, nesterov=nesterov)
 
 
-def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps: int = 1, nesterov: bool = False) -> float:
+def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps: float = 1, nesterov: bool = False) -> float:
     r"""Return the factor α^(-2·steps) by which the equivalent learning rate grows over ``steps`` steps.
 
     Li & Arora 2020, Theorem 1. With ``steps`` the number of steps in an epoch, the growth per epoch.

@@ -51,7 +51,7 @@ class ExpLR(LRScheduler):
 
     Attributes:
         believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
-        in_use: what ExpLR has set instead, less the learning rate (:meth:`get_last_lr`).
+        in_use: what ExpLR has set instead, less the learning rate (``get_last_lr()``).
         log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
         log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
         exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
@@ -118,7 +118,7 @@ class ExpLR(LRScheduler):
 
     @property
     def lrs(self) -> list[float]:
-        """The learning rates that the wrapped scheduler believes in, one per parameter group: what to log."""
+        """The learning rates that the wrapped scheduler believes in, one per parameter group; log these."""
         return [settings["lr"] for settings in self.believed]
 
     def step(self, metrics: Any = None) -> None:
@@ -363,9 +363,9 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
     by the square. AdamW's averages are divided by the factor and by its square, its learning rates multiplied by the factor,
     its weight decays and eps divided by it. Running statistics and eps of the norms follow by the degrees of their inputs.
-    Parameter groups marked
-    ``scale_invariant=False`` (:meth:`explr.invariance.InvarianceReport.parameter_groups`) stay as they are. A learning-rate
-    scheduler knows nothing of this: where one is at work use ``ExpLR(..., model=model, renormalize=True)``.
+    Groups marked ``scale_invariant=False`` (:meth:`explr.invariance.report.InvarianceReport.parameter_groups`) stay as they
+    are. A learning-rate scheduler knows nothing of this: where one is at work use
+    ``ExpLR(..., model=model, renormalize=True)``.
 
     Args:
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.

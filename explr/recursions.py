@@ -4,10 +4,10 @@ A twin is a run of the same optimizer without weight decay whose weights are P_t
 the optimizer asks for a condition, and each hyper-parameter that it reads afresh at every step can meet one. A family knows
 
 * which hyper-parameters it ``reads``,
-* the ``memory`` that it carries from step to step, and how a step advances it (:meth:`advance`),
-* with which hyper-parameters the twin takes the same step (:meth:`settings`).
+* the ``memory`` that it carries from step to step, and how a step advances it (``advance``),
+* with which hyper-parameters the twin takes the same step (``settings``).
 
-The caller keeps P: with the share x_t that :meth:`advance` gives, P_{t+1} = P_t / (1 - x_t). The twin's learning rate is
+The caller keeps P: with the share x_t that ``advance`` gives, P_{t+1} = P_t / (1 - x_t). The twin's learning rate is
 η_t · P_t^(lr_power - 1) · P_{t+1} · exp(log_factor). All terms of a share are positive, so nothing cancels.
 
 :class:`HeavyBall` is the theorem of Li & Arora (2020); of the twins of :class:`Nesterov` momentum and of :class:`AdamW` we know
@@ -36,7 +36,7 @@ class Family(Protocol):
 
     @property
     def lr_power(self) -> int:
-        """How often P enters the twin's rate: the power of c by which a rate goes with weights that are c times larger."""
+        """How often P enters the twin's rate, the power of c by which a rate goes with weights that are c times larger."""
 
     def start(self, steps_done: int | None = None) -> Memory:
         """Return the memory of a run with empty buffers, or of one that has taken some steps with its weight decay."""

@@ -29,7 +29,8 @@ CEILINGS = {
 }
 EVERYWHERE = {"errors"}
 FRONT_DOOR = {"__init__", "__main__", "data", "models"}
-BOX, ROW, GAP, PAD = 108, 54, 8, 12
+COLOURS = ("#bcdcf0", "#f6d9a8", "#b9e3cf", "#ecc6dd")  # tints of the book's palette, for dark text on any page
+BOX, ROW, GAP = 80, 50, 5
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -115,51 +116,45 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def drawing(graph: dict[str, set[str]]) -> str:
-    """Return the picture as SVG, in the colours of the page that shows it."""
+    """Return the picture as SVG: a row for each height, a colour for each wing; it fits the column of a page."""
     heights = levels(graph)
     top = max(heights.values())
-    places: dict[str, tuple[int, int]] = {}
-    frames, left = [], 0
-    for part in CEILINGS:
-        rows: dict[int, list[str]] = {}
-        for name in sorted(name for name in graph if wing(name) == part):
-            rows.setdefault(heights[name], []).append(name)
-        width = max(map(len, rows.values())) * (BOX + GAP) - GAP
-        for level, names in rows.items():
-            start = left + PAD + (width - len(names) * (BOX + GAP) + GAP) // 2
-            for index, name in enumerate(names):
-                places[name] = (start + index * (BOX + GAP), 40 + (top - level) * ROW)
-        frames.append((part, left, width + 2 * PAD))
-        left += width + 2 * PAD + GAP
-    height = 40 + (top + 1) * ROW
-    reach = _reach(graph)
-    lines = [
-        (places[name], places[target])
-        for name in graph
-        for target in sorted(graph[name] - EVERYWHERE)
-        if not any(target in reach[other] for other in graph[name] - {target})  # what another import implies
+    rows = [
+        [name for part in CEILINGS for name in graph if wing(name) == part and heights[name] == top - i] for i in range(top + 1)
     ]
+    width = max(map(len, rows)) * (BOX + GAP) - GAP
+    places = {
+        name: ((width - len(row) * (BOX + GAP) + GAP) // 2 + index * (BOX + GAP), 44 + level * ROW)
+        for level, row in enumerate(rows)
+        for index, name in enumerate(row)
+    }
     parts = [
-        f'<svg viewBox="0 0 {left} {height}" width="{left}" role="img" aria-label="The modules of explr by wing; every line is '
-        'an import and goes down." xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" fill="currentColor">'
+        f'<svg viewBox="0 0 {width} {44 + (top + 1) * ROW - 20}" width="100%" role="img" aria-label="The modules of explr by '
+        'height, coloured by wing; every line is an import and goes down." xmlns="http://www.w3.org/2000/svg" '
+        'font-family="sans-serif" font-size="12" text-anchor="middle">'
     ]
-    for part, x, width in frames:
-        parts.append(
-            f'<rect x="{x}" y="0" width="{width}" height="{height}" rx="8" fill-opacity="0.06"/>'
-            f'<text x="{x + width // 2}" y="24" text-anchor="middle" font-weight="bold" font-size="15">{part}</text>'
-        )
-    for (x, y), (u, v) in lines:
-        a, b, c, d = x + BOX // 2, y + 30, u + BOX // 2, v
-        parts.append(
-            f'<path d="M{a} {b} C{a} {b + 20} {c} {d - 20} {c} {d}" fill="none" stroke="currentColor" stroke-opacity="0.45"/>'
-        )
-    for name, (x, y) in places.items():
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{BOX}" height="30" rx="5" fill="#bcdcf0"/>'
-            f'<text x="{x + BOX // 2}" y="{y + 20}" text-anchor="middle" font-size="13" fill="#1a1a1a">'
-            f"{name.rpartition('.')[2]}</text>"
-        )
+    for index, (part, colour) in enumerate(zip(CEILINGS, COLOURS, strict=True)):
+        parts.append(_box(part, index * (BOX + 20 + GAP), 0, BOX + 20, colour))
+    reach = _reach(graph)
+    for name in graph:
+        for target in sorted(graph[name] - EVERYWHERE):
+            if not any(target in reach[other] for other in graph[name] - {target}):  # else another import implies it
+                (x, y), (u, v) = places[name], places[target]
+                a, b, c = x + BOX // 2, y + 26, u + BOX // 2
+                parts.append(
+                    f'<path d="M{a} {b} C{a} {b + 20} {c} {v - 20} {c} {v}" fill="none" stroke="currentColor" '
+                    'stroke-opacity="0.5"/>'
+                )
+    colours = dict(zip(CEILINGS, COLOURS, strict=True))
+    parts += [_box(name.rpartition(".")[2], x, y, BOX, colours[wing(name)]) for name, (x, y) in places.items()]
     return "\n".join([*parts, "</svg>"])
+
+
+def _box(text: str, x: int, y: int, width: int, colour: str) -> str:
+    return (
+        f'<rect x="{x}" y="{y}" width="{width}" height="26" rx="5" fill="{colour}"/>'
+        f'<text x="{x + width // 2}" y="{y + 17}" fill="#1a1a1a">{text}</text>'
+    )
 
 
 def page(package: Path = ROOT / "explr") -> str:
@@ -171,7 +166,7 @@ def page(package: Path = ROOT / "explr") -> str:
         "line goes down; `errors`, which all import, and what other imports imply are left out. `python -m tools.architecture`",
         "draws this page from the code.",
         "",
-        f'<div style="overflow-x: auto">\n{drawing(graph)}\n</div>',
+        f"<div>\n{drawing(graph)}\n</div>",
     ]
     for part in CEILINGS:
         title = "The theorem, and how to use it: `explr`" if part == THEOREM else f"`explr.{part}`"

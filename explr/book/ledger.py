@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,8 @@ BEYOND = {
 }
 _WORDS = {**CLAIMS, **BEYOND}
 
+HOLDS, CAVEAT, UNDECIDED, FAILS = VERDICTS = ("holds", "holds, with a caveat", "undecided", "FAILS")
+
 _VIEW = "explr"  # key of an output's metadata
 
 
@@ -87,30 +91,48 @@ class Claim:
         quantity: what was measured, in words.
         measured: the number.
         bound: what it was held against, in words.
-        holds: the verdict.
-        caveat: a correction or a condition that the source does not state; "" if none.
+        holds: the verdict; None if this measurement cannot decide.
+        caveat: a correction or a condition that the source does not state, or why nothing is decided; "" if none.
+        interval: the confidence interval of the number, where it has one.
     """
 
     key: str
     quantity: str
     measured: float
     bound: str
-    holds: bool
+    holds: bool | None
     caveat: str = ""
+    interval: Sequence[float] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        if self.holds is None:
+            return UNDECIDED
+        return (CAVEAT if self.caveat else HOLDS) if self.holds else FAILS
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it is too small to decide anything, so that any other measurement of the same claim outranks it."""
+        return self.holds is None and self.interval is None
+
+    @property
+    def against(self) -> str:
+        """What the number was held against, after its interval if it has one."""
+        return f"interval {self.interval[0]:.4g} to {self.interval[1]:.4g}; {self.bound}" if self.interval else self.bound
 
     def __str__(self) -> str:
-        verdict = ("holds, with a caveat" if self.caveat else "holds") if self.holds else "FAILS"
-        text = f"[{self.key}] {verdict}: {self.quantity}, measured {self.measured:.4g} ({self.bound})"
+        text = f"[{self.key}] {self.verdict}: {self.quantity}, measured {self.measured:.4g} ({self.against})"
         return f"{text}. {self.caveat}" if self.caveat else text
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         return {"text/plain": str(self), "text/html": self._html()}, {_VIEW: asdict(self)}
 
     def _html(self) -> str:
-        verdict, _, rest = str(self).removeprefix(f"[{self.key}] ").partition(": ")
+        _, _, rest = str(self).partition(": ")
         return (
             f'<div class="explr-claim"><p><em>{_whose(self.key)}:</em> {html.escape(_WORDS[self.key])}</p>'
-            f"<p><strong>{verdict}</strong>: {html.escape(rest)}</p></div>"
+            f"<p><strong>{self.verdict}</strong>: {html.escape(rest)}</p></div>"
         )
 
 
@@ -123,9 +145,14 @@ def claim(
     at_least: float | None = None,
     equals: float | None = None,
     within: float = 0.0,
+    interval: Sequence[float] | None = None,
     caveat: str = "",
+    undecided: str = "",
 ) -> Claim:
     """Hold a measured number against a claim; show the result as the last value of a notebook's cell.
+
+    With a confidence interval the claim holds if all of it keeps to the bound, fails if none of it does, and is undecided in
+    between.
 
     Args:
         key: a key of CLAIMS or BEYOND.
@@ -135,26 +162,39 @@ def claim(
         at_least: ... or not below this ...
         equals: ... or this, up to ``within``. Give exactly one of the three.
         within: tolerance of ``equals``, absolute.
+        interval: lower and upper end of the number's confidence interval; for a number that one run alone gave, of the whole
+            range that it can have.
         caveat: a correction or condition that the source does not state.
+        undecided: why this measurement is too small to decide, whatever it shows; it then gives way to any that can.
 
     Raises:
-        ExplrError: for an unknown key, or none or several bounds.
+        ExplrError: for an unknown key, none or several bounds, or an interval without the number in it.
 
-    >>> claim("lemma1-orthogonal", "cosine of gradient and weights", 3e-17, at_most=1e-12).holds
-    True
+    >>> claim("lemma1-orthogonal", "cosine of gradient and weights", 3e-17, at_most=1e-12).verdict
+    'holds'
+    >>> claim("figure5", "difference", 0.001, equals=0.0, within=0.005, interval=(-0.007, 0.009)).verdict
+    'undecided'
     """
     if key not in _WORDS:
         raise ExplrError(f"claim {key!r} is unknown: use a key of explr.book.ledger.CLAIMS, or of BEYOND.")
     value = float(measured)
     if (at_most, at_least, equals).count(None) != 2:
         raise ExplrError(f"claim {key!r} needs exactly one of at_most, at_least and equals.")
+    low, high = interval or (value, value)
+    if interval and not low <= value <= high:
+        raise ExplrError(f"claim {key!r}: {value} does not lie in its interval, {low} to {high}.")
     if at_most is not None:
-        return Claim(key, quantity, value, f"at most {at_most:g}", value <= at_most, caveat)
-    if at_least is not None:
-        return Claim(key, quantity, value, f"at least {at_least:g}", value >= at_least, caveat)
-    assert equals is not None
-    bound = f"{equals:g}" + (f" within {within:g}" if within else "")
-    return Claim(key, quantity, value, bound, abs(value - equals) <= within, caveat)
+        bound, least, most = f"at most {at_most:g}", -math.inf, at_most
+    elif at_least is not None:
+        bound, least, most = f"at least {at_least:g}", at_least, math.inf
+    else:
+        assert equals is not None
+        bound = f"{equals:g}" + (f" within {within:g}" if within else "")
+        low, high, least, most = low - equals, high - equals, -within, within
+    holds = True if least <= low and high <= most else None if low <= most and least <= high else False
+    if undecided:
+        return Claim(key, quantity, value, bound, None, f"{undecided} {caveat}".rstrip())
+    return Claim(key, quantity, value, bound, holds, caveat, [float(end) for end in interval] if interval else None)
 
 
 @dataclass(frozen=True)
@@ -167,12 +207,10 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """What the measurements say together."""
-        if not self.measurements:
-            return "not measured"
-        if not all(measurement.holds for _, _, measurement in self.measurements):
-            return "FAILS"
-        return "holds, with a caveat" if any(m.caveat for _, _, m in self.measurements) else "holds"
+        """What the measurements say together: the worst that one of them says, those apart that give way."""
+        measured = [measurement for _, _, measurement in self.measurements]
+        heard = [measurement for measurement in measured if not measurement.gives_way] or measured
+        return max((measurement.verdict for measurement in heard), key=VERDICTS.index, default="not measured")
 
 
 class Ledger(list[Entry]):
@@ -223,7 +261,7 @@ def _row(entry: Entry) -> str:
     measured, where = [], []
     for notebook, _, m in entry.measurements:
         caveat = f" <em>{html.escape(m.caveat)}</em>" if m.caveat else ""
-        measured.append(f"<li>{html.escape(m.quantity)}: {m.measured:.4g} ({html.escape(m.bound)}).{caveat}</li>")
+        measured.append(f"<li>{html.escape(m.quantity)}: {m.measured:.4g} ({html.escape(m.against)}).{caveat}</li>")
         link = f'<a href="{notebook}.html">{html.escape(_title(notebook))}</a>'
         if link not in where:
             where.append(link)

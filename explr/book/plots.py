@@ -372,7 +372,8 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     Args:
         runs: name of an arm → its records. A line is their mean, the band around it spans from the lowest to the highest.
     """
-    own = {"decay": COLOURS["weight decay"], "exponential": COLOURS["exponential"], "decay-one-ulp": COLOURS["control"]}
+    own = {"decay": COLOURS["weight decay"], "exponential": COLOURS["exponential"]}
+    own |= dict.fromkeys(("decay-one-ulp", "decay-rescaled"), COLOURS["control"])
     others = cycle(OTHER_COLOURS)
     with _figure(panels=3, height=2.0) as (figure, panels):
         for (arm, records), style in zip(runs.items(), cycle(("-", (0, (4, 1.5)), "-.", ":")), strict=False):

@@ -8,7 +8,7 @@ their own and never take the place of full runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
+from explr.experiments.arms import DivergedError
 from explr.experiments.data import Dataset
 from explr.experiments.files import Lock, release, try_lock
 from explr.experiments.records import PACKAGE, Regime, Run, RunConfig
@@ -23,17 +24,26 @@ from explr.experiments.training import pick_device, train_together
 
 EPOCHS = 200
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
+SHORT_EPOCHS = EPOCHS // 10  # the full network and all images, for a machine without a GPU
 MINIATURE_EPOCHS = 16
 Arms = dict[str, RunConfig]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A comparison: what it shows, its arms (given epochs and steps per epoch), and how many seeds the book uses."""
+    """A comparison.
+
+    Attributes:
+        shows: what it shows.
+        arms: its arms, given epochs and steps per epoch.
+        seeds: how many seeds the book uses.
+        optional: arms without which the others are a comparison all the same.
+    """
 
     shows: str
     arms: Callable[[int, int], Arms]
     seeds: int
+    optional: frozenset[str] = frozenset()
 
 
 def _twins(name: str, config: RunConfig, regime: Regime = "exponential") -> Arms:
@@ -54,6 +64,7 @@ def _figure5(epochs: int, steps_per_epoch: int) -> Arms:
         "decay-one-ulp": replace(decay, one_ulp=True),
         "texp": replace(decay, regime="texp"),
         "exponential": replace(decay, regime="exponential"),
+        "decay-rescaled": replace(decay, weight_scale=3.0),  # rounded differently at every step, as the twins are
     }
 
 
@@ -81,6 +92,15 @@ def _head(epochs: int, steps_per_epoch: int) -> Arms:
     return {"frozen": decay, "trained": replace(decay, model_args={"frozen_head": False})}
 
 
+def _nesterov(epochs: int, steps_per_epoch: int) -> Arms:
+    return _twins("nesterov", replace(step_decay(epochs, steps_per_epoch), optimizer="nesterov"))
+
+
+def _adamw(epochs: int, steps_per_epoch: int) -> Arms:
+    args = {"lr": 2e-3, "period": epochs * steps_per_epoch}
+    return _twins("adamw", RunConfig(epochs=epochs, schedule="cosine", schedule_args=args, optimizer="adamw", weight_decay=0.5))
+
+
 def _growth(epochs: int, steps_per_epoch: int) -> Arms:
     plain = RunConfig(epochs=epochs, weight_decay=0.0)
     arms = {"no-growth": plain}
@@ -91,11 +111,15 @@ def _growth(epochs: int, steps_per_epoch: int) -> Arms:
 
 
 EXPERIMENTS = {
-    "figure5": Experiment("step decay against TEXP and the exact counterpart (Figure 5)", _figure5, seeds=5),
+    "figure5": Experiment(
+        "step decay against TEXP and the exact counterpart (Figure 5)", _figure5, 5, frozenset({"decay-rescaled"})
+    ),
     "figure2": Experiment("fixed learning rate against ExpLR (Figure 2)", _figure2, seeds=3),
     "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
     "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
     "head": Experiment("frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, seeds=3),
+    "nesterov": Experiment("step decay with Nesterov momentum against its twin", _nesterov, seeds=2),
+    "adamw": Experiment("AdamW on a cosine schedule against its twin", _adamw, seeds=2),
     "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
 }
 
@@ -155,28 +179,42 @@ def load(
 
 
 def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
-    """Return the records of an experiment at full scale, else the miniature, and what they are in words.
+    """Return the best records of an experiment that exist, and what they are in words.
 
-    Records count once every arm has a seed in common with the others, and then those seeds do. The dictionary is empty if there
-    is neither; the words then say how to make the records.
+    Full scale comes first, then one tenth of the length (20 epochs), then the miniature. Of records of one length, in several
+    precisions, those with most seeds are taken. Records count once every arm, optional ones apart, has a seed in common with
+    the others, and then those seeds do. The dictionary is empty if there are none; the words then say how to make them.
     """
-    full = f"explr run {name}"
-    small = f"explr run {name} --epochs {MINIATURE_EPOCHS} --small"
-    for runs, scale, command in (
-        (load(name, results=results), "full scale", full),
-        (load(name, epochs=MINIATURE_EPOCHS, small=True, results=results), "a miniature, full scale is missing", small),
-    ):
-        runs = _with_common_seeds(runs)
-        if len(runs) == len(_experiment(name).arms(EPOCHS, STEPS_PER_EPOCH)):
+    experiment = _experiment(name)
+    for scale, epochs, small, precisions in _TIERS:
+        found = {p: load(name, epochs=epochs, small=small, precision=p, results=results) for p in precisions}
+        found = {precision: _comparable(runs, experiment) for precision, runs in found.items()}
+        precision, runs = max(found.items(), key=lambda item: min(map(len, item[1].values()), default=0))
+        if runs:
             every = [run for side in runs.values() for run in side]
             first, seeds = every[0], len(every) // len(runs)
             size = {k: v for k, v in first.config.model_args.items() if all(r.config.model_args.get(k) == v for r in every)}
             count = f"{seeds} seed{'s' * (seeds > 1)}"
-            again = command if seeds == _experiment(name).seeds else f"{command} --seeds {seeds}"
             data, devices = (", ".join(sorted({r.provenance[key] for r in every})) for key in ("data", "device"))
-            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {count}, {data}, {devices}"
+            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {precision}, {count}, {data}, {devices}"
+            again = _command(name, epochs, small, precision, seeds)
             return runs, f"{scale}: {words}; made by `{again}`"
-    return {}, f"no record yet; `{full}` makes it on a GPU, `{small}` a miniature on a CPU"
+    full, short, miniature = (_command(name, epochs, small) for _, epochs, small, _ in _TIERS)
+    return {}, f"no record yet; `{full}` makes it on a GPU, `{short}` a tenth of the length, `{miniature}` a miniature"
+
+
+_PRECISIONS = ("float32", "tf32", "bfloat16")
+_TIERS: tuple[tuple[str, int, bool, tuple[str, ...]], ...] = (
+    ("full scale", EPOCHS, False, _PRECISIONS),
+    ("one tenth of the length, full scale is missing", SHORT_EPOCHS, False, _PRECISIONS),
+    ("a miniature, full scale is missing", MINIATURE_EPOCHS, True, ("float32",)),
+)
+
+
+def _command(name: str, epochs: int, small: bool, precision: str = "float32", seeds: int | None = None) -> str:
+    words = ["explr run", name] + [f"--epochs {epochs}"] * (epochs != EPOCHS) + ["--small"] * small
+    words += [f"--precision {precision}"] * (precision != "float32")
+    return " ".join(words + [f"--seeds {seeds}"] * (seeds not in (None, _experiment(name).seeds)))
 
 
 def run_experiment(
@@ -193,7 +231,8 @@ def run_experiment(
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
 
-    Several processes may work on the same experiment: a run that another one is making is left to it.
+    Several processes may work on the same experiment: a run that another one is making is left to it. A run that diverges
+    leaves no record, and does not stop the others.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -207,7 +246,8 @@ def run_experiment(
         results: folder of the records.
 
     Raises:
-        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data.
+        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data;
+            at the end, if runs have diverged.
     """
     experiment = _experiment(name)
     device = pick_device(device)
@@ -220,6 +260,7 @@ def run_experiment(
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
     waiting: list[_Waiting] = []
+    diverged: list[str] = []
     for arm, seed in run_names(name, seeds=seeds):
         path = folder / f"{arm}-seed{seed}.json"
         config = replace(arms[arm], seed=seed, precision=precision)
@@ -235,9 +276,11 @@ def run_experiment(
         else:
             waiting.append(_Waiting(arm, seed, config, path, lock))
         if len(waiting) == together:
-            yield from _make(waiting, data, device)
+            yield from _make(waiting, data, device, diverged)
             waiting = []
-    yield from _make(waiting, data, device)
+    yield from _make(waiting, data, device, diverged)
+    if diverged:
+        raise DivergedError("\n".join(diverged))
 
 
 @dataclass(frozen=True)
@@ -251,13 +294,21 @@ class _Waiting:
     lock: Lock
 
 
-def _make(waiting: list[_Waiting], data: Dataset, device: torch.device) -> Iterator[tuple[str, int, Run]]:
+def _make(waiting: list[_Waiting], data: Dataset, device: torch.device, diverged: list[str]) -> Iterator[tuple[str, int, Run]]:
     if not waiting:
         return
     checkpoints = [one.path.with_suffix(".checkpoint") for one in waiting]
     try:
-        runs = train_together([one.config for one in waiting], data, device=device, checkpoints=checkpoints)
+        try:
+            runs: Sequence[Run | DivergedError] = train_together(
+                [one.config for one in waiting], data, device=device, checkpoints=checkpoints
+            )
+        except DivergedError as error:
+            runs = error.runs
         for one, run, checkpoint in zip(waiting, runs, checkpoints, strict=True):
+            if isinstance(run, DivergedError):
+                diverged.append(f"{one.path.parent.name} {one.arm} seed {one.seed}: {run}")
+                continue
             run.save(one.path)
             checkpoint.unlink(missing_ok=True)
             yield one.arm, one.seed, run
@@ -273,10 +324,14 @@ def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
     return run
 
 
-def _with_common_seeds(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
-    seeds = [{run.config.seed for run in side} for side in runs.values()]
-    common = set.intersection(*seeds) if seeds else set()
-    return {arm: [run for run in side if run.config.seed in common] for arm, side in runs.items()} if common else {}
+def _comparable(runs: dict[str, list[Run]], experiment: Experiment) -> dict[str, list[Run]]:
+    """Return the runs of the seeds that all arms have; none if an arm is missing that is not optional."""
+    needed = experiment.arms(EPOCHS, STEPS_PER_EPOCH).keys() - experiment.optional
+    seeds = {arm: {run.config.seed for run in side} for arm, side in runs.items()}
+    if not needed <= seeds.keys():
+        return {}
+    common = set.intersection(*(seeds[arm] for arm in needed))
+    return {arm: [r for r in side if r.config.seed in common] for arm, side in runs.items() if common and common <= seeds[arm]}
 
 
 def _experiment(name: str) -> Experiment:

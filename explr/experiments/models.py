@@ -2,8 +2,8 @@
 
 A network is scale-invariant in its trainable parameters when every path to the output passes a normalisation without trainable
 affine parameters, paths that meet carry the same power of the scale, and the last layer is frozen (Li & Arora 2020,
-Appendix C). All four families are so by default, up to eps; :func:`~explr.invariance.scale_invariance` proves it, or says why
-not.
+Appendix C). All four families are so by default, up to eps; :func:`~explr.invariance.analysis.scale_invariance` proves it, or
+says why not.
 
 Every family takes the same five :class:`Options`.
 """

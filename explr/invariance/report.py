@@ -111,7 +111,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class InvarianceReport:
-    """What :func:`~explr.invariance.scale_invariance` found.
+    """What :func:`~explr.invariance.analysis.scale_invariance` found.
 
     Attributes:
         invariant: whether the output is the same at every scale of the trainable parameters, up to eps.

@@ -29,6 +29,48 @@ def test_a_claim_says_what_was_measured_and_what_it_was_held_against():
     assert "holds, with a caveat" in str(claim("lr-size", "steps", 12.0, at_most=20, caveat="On a quadratic."))
 
 
+@pytest.mark.parametrize(
+    "bound, interval, verdict",
+    [
+        ({"at_most": 0.5}, (0.1, 0.5), "holds"),
+        ({"at_most": 0.5}, (0.1, 0.6), "undecided"),
+        ({"at_most": 0.1}, (0.2, 0.6), "FAILS"),
+        ({"at_least": 0.1}, (0.1, 0.6), "holds"),
+        ({"at_least": 0.3}, (0.1, 0.6), "undecided"),
+        ({"at_least": 0.7}, (0.1, 0.6), "FAILS"),
+        ({"equals": 1.0, "within": 0.9}, (0.1, 0.6), "holds"),
+        ({"equals": 0.5, "within": 0.2}, (0.1, 0.6), "undecided"),
+        ({"equals": 0.0, "within": 0.05}, (0.1, 0.6), "FAILS"),
+    ],
+)
+def test_an_interval_decides_only_when_all_of_it_is_on_one_side(bound, interval, verdict):
+    made = claim("lr-size", "x", 0.3, **bound, interval=interval)
+    assert made.verdict == verdict and "interval {} to {}; ".format(*interval) in str(made)
+    assert claim("lr-size", "x", 0.3, **bound, interval=interval, caveat="Small.").verdict == (
+        "holds, with a caveat" if verdict == "holds" else verdict
+    )
+
+
+def test_a_measurement_that_is_too_small_is_undecided_whatever_it_shows_and_says_why():
+    made = claim("lr-size", "steps", 12.0, at_most=20, undecided="A toy.")
+    assert str(made) == "[lr-size] undecided: steps, measured 12 (at most 20). A toy."
+    assert "<strong>undecided</strong>" in made._repr_mimebundle_()[0]["text/html"]
+
+
+def test_a_claim_is_what_its_worst_measurement_says_but_what_is_too_small_gives_way(tmp_path):
+    small = claim("lr-size", "x", 1.0, at_most=2.0, undecided="A toy.")
+    good, bad = (claim("lr-size", "x", 1.0, at_most=bound) for bound in (2.0, 0.5))
+    wide = claim("lr-size", "x", 1.0, at_most=2.0, interval=(0.0, 3.0))
+    for number, (measured, verdict) in enumerate(
+        [([small], "undecided"), ([small, good], "holds"), ([good, wide], "undecided"), ([wide, bad, small], "FAILS")]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        notebook_with(folder, "01-one.ipynb", *measured)
+        (entry,) = (entry for entry in ledger(folder) if entry.key == "lr-size")
+        assert entry.verdict == verdict and [m for _, _, m in entry.measurements] == measured
+
+
 def test_a_page_shows_the_claim_in_words_and_escapes_what_was_measured():
     data, _ = claim("lr-size", "a < b", 30.0, at_most=20)._repr_mimebundle_()
     assert CLAIMS["lr-size"] in data["text/html"]
@@ -65,6 +107,7 @@ def test_what_goes_beyond_the_source_is_listed_apart_from_its_claims(tmp_path):
         (lambda folder: claim("magic", "x", 1.0, at_most=1.0), "'magic'"),
         (lambda folder: claim("lr-size", "x", 1.0), "exactly one"),
         (lambda folder: claim("lr-size", "x", 1.0, at_most=1.0, at_least=0.0), "exactly one"),
+        (lambda folder: claim("lr-size", "x", 1.0, at_most=1.0, interval=(2.0, 3.0)), "interval, 2.0 to 3.0"),
         (lambda folder: (folder / "x.ipynb").write_text("{") and ledger(folder), "x.ipynb"),
         (lambda folder: (folder / "y.ipynb").write_text(stray()) and ledger(folder), "y.ipynb"),
     ],

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from explr import ExplrError, Run, convert
 from explr.__main__ import main
+from explr.experiments.arms import Arm
 from explr.experiments.catalogue import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
 from explr.experiments.data import synthetic
 from explr.experiments.records import _command
@@ -83,6 +85,26 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
 
 
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_run_that_diverges_does_not_cost_the_others_their_records(small, data, tmp_path, monkeypatch, together):
+    evaluate = Arm.evaluate
+    monkeypatch.setattr(Arm, "evaluate", lambda self: (math.nan, 0.1) if self.config.seed == 0 else evaluate(self))
+    options = {"seeds": 2, "epochs": 1, "device": "cpu", "together": together, "results": tmp_path}
+    made = []
+    with pytest.raises(ExplrError) as caught:
+        made.extend((arm, seed) for arm, seed, _ in run_experiment("figure2", data, **options))
+    lost = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lost] == [
+        f"figure2-1-epochs-stand-in {arm} seed 0" for arm in ("constant-decay", "constant-exponential")
+    ]
+    assert all("test loss after epoch 1 is nan" in line for line in lost)
+    records = load("figure2", epochs=1, stand_in=True, results=tmp_path)
+    assert {arm: [run.config.seed for run in runs] for arm, runs in records.items()} == {
+        "constant-decay": [1],
+        "constant-exponential": [1],
+    }
+
+
 def test_a_run_that_another_process_is_making_is_left_to_it(small, data, tmp_path, capsys):
     options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
     folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
@@ -126,24 +148,57 @@ def test_every_experiment_can_be_listed_and_loaded(name, tmp_path):
     assert load(name, results=tmp_path) == {}
 
 
-def test_best_records_prefer_full_scale_and_say_what_they_are(small, tmp_path):
+def of(run, **changes):
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **changes))
+
+
+def test_best_records_prefer_full_scale_then_a_tenth_of_the_length_and_say_what_they_are(small, tmp_path):
     runs, words = best_records("figure2", tmp_path)
-    assert runs == {} and "explr run figure2 --epochs 16 --small" in words
+    assert runs == {}
+    assert all(f"`explr run figure2{options}`" in words for options in ("", " --epochs 20", " --epochs 16 --small"))
     options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
     made = [run for _, _, run in run_experiment("figure2", synthetic(40, 20), **options)]
     arms = ("constant-decay", "constant-exponential")
-    for folder, scale in (
-        (record_folder("figure2", epochs=16, small=True, results=tmp_path), "a miniature, full scale is missing: preresnet"),
-        (record_folder("figure2", results=tmp_path), "full scale: preresnet"),
+    for place, scale in (
+        ({"epochs": 16, "small": True}, "a miniature, full scale is missing: preresnet"),
+        ({"epochs": 20, "precision": "bfloat16"}, "one tenth of the length, full scale is missing: preresnet"),
+        ({"epochs": 20}, "one tenth of the length, full scale is missing: preresnet"),
+        ({}, "full scale: preresnet"),
     ):
+        folder = record_folder("figure2", **place, results=tmp_path)
         before = best_records("figure2", tmp_path)
         made[0].save(folder / f"{arms[0]}-seed0.json")
         assert best_records("figure2", tmp_path) == before  # one arm cannot be compared
         made[1].save(folder / f"{arms[1]}-seed0.json")
-        dataclasses.replace(made[1], config=dataclasses.replace(made[1].config, seed=1)).save(folder / f"{arms[1]}-seed1.json")
+        of(made[1], seed=1).save(folder / f"{arms[1]}-seed1.json")
         runs, words = best_records("figure2", tmp_path)
         assert runs == {arm: [run] for arm, run in zip(arms, made, strict=True)}  # the second seed is alone
         assert words.startswith(scale) and ", 1 seed, synthetic" in words and "--seeds 1" in words
+        assert (", bfloat16, " in words) == ("--precision bfloat16" in words) == ("precision" in place)
+
+
+def test_of_records_of_one_length_those_with_most_seeds_count(small, data, tmp_path):
+    (_, _, decay), (_, _, growing) = run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path)
+    for precision, seeds in {"float32": 1, "bfloat16": 2}.items():
+        for seed in range(seeds):
+            folder = record_folder("figure2", epochs=20, precision=precision, results=tmp_path)
+            for arm, run in {"constant-decay": decay, "constant-exponential": growing}.items():
+                of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
+    assert "bfloat16, 2 seeds" in best_records("figure2", tmp_path)[1]
+
+
+def test_a_comparison_is_one_without_its_optional_arm(small, data, tmp_path):
+    _, _, run = next(run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
+    folder = record_folder("figure5", epochs=20, results=tmp_path)
+    for seed in range(2):
+        for arm in ("decay", "decay-one-ulp", "texp", "exponential"):
+            of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
+    of(run, seed=0).save(folder / "decay-rescaled-seed0.json")
+    runs, words = best_records("figure5", tmp_path)
+    assert "decay-rescaled" not in runs and "2 seeds" in words  # it would cost the others a seed
+    of(run, seed=1).save(folder / "decay-rescaled-seed1.json")
+    runs, words = best_records("figure5", tmp_path)
+    assert [r.config.seed for r in runs["decay-rescaled"]] == [0, 1] and "2 seeds" in words
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
@@ -157,6 +212,21 @@ def test_convert_command_prints_the_numbers_of_the_theory(capsys):
     assert main(["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--momentum", "0.9", "--steps-per-epoch", "391"]) == 0
     out = capsys.readouterr().out
     for number in ("0.999497728367892", "1.001005300602", "1.481233356287", "90600 steps, 231.7 epochs"):
+        assert number in out
+
+
+@pytest.mark.parametrize(
+    "options, numbers",
+    [
+        (["--momentum", "0.9", "--nesterov"], ["momentum          0.899955000000", "-0.001004843721", "1.001004843721"]),
+        (["--momentum", "0.9", "--dampening", "0.5"], ["0.999749434812163", "1.000501318787"]),
+        (["--optimizer", "adamw", "--betas", "0.9", "0.99"], ["beta1             0.899955000000", "0.989901002475", "1.00005"]),
+    ],
+)
+def test_convert_command_knows_the_other_optimizers(options, numbers, capsys):
+    assert main(["convert", "--lr", "0.1", "--weight-decay", "5e-4", *options]) == 0
+    out = capsys.readouterr().out
+    for number in numbers:
         assert number in out
 
 
@@ -198,6 +268,8 @@ def test_check_command_prints_the_report(capsys):
         (["check", "explr.models:preresnet32", "--input", "2,5"], "5"),
         (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
+        (["convert", "--lr", "1", "--weight-decay", "0", "--optimizer", "adamw", "--nesterov"], "--nesterov is not an option"),
+        (["convert", "--lr", "1", "--weight-decay", "0", "--betas", "0.9", "0.9"], "--betas is not an option"),
         (["run"], "--missing"),
         (["run", "figure2", "--data", "synthetic", "--device", "cudaa"], "device='cudaa'"),
         (["run", "figure2", "--data", "/nowhere/at/all"], "/nowhere/at/all"),

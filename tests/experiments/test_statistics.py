@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from explr import ExplrError, Run, RunConfig
-from explr.experiments.statistics import accuracy_table, equivalence_test, final_accuracies, trajectory_distance
+from explr.experiments.statistics import (
+    accuracy_difference,
+    accuracy_table,
+    equivalence_test,
+    final_accuracies,
+    trajectory_distance,
+)
 
 values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
 
@@ -28,6 +34,8 @@ def test_verdict_is_that_of_two_one_sided_t_tests(pairs, margin):
     below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
     assert result.p_value == pytest.approx(max(above, below), rel=1e-9, abs=1e-12)
     assert result.equivalent == (result.p_value < 0.05)
+    assert result.p_difference == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue, rel=1e-9, abs=1e-12)
+    assert result.verdict == ("equivalent" if result.equivalent else "different" if result.p_difference < 0.05 else "undecided")
     assert result.low <= result.difference <= result.high
 
 
@@ -42,23 +50,57 @@ def test_equivalent_exactly_when_the_interval_lies_within_the_margin(pairs, marg
 
 def test_constant_differences_leave_nothing_to_chance():
     assert equivalence_test([0.5, 0.25], [0.75, 0.5], margin=0.3).equivalent
-    assert not equivalence_test([0.5, 0.25], [0.75, 0.5], margin=0.25).equivalent
+    assert equivalence_test([0.5, 0.25], [0.75, 0.5], margin=0.25).verdict == "different"
+    assert equivalence_test([0.5, 0.25], [0.5, 0.25], margin=0.25).verdict == "equivalent"
 
 
 def test_few_noisy_pairs_do_not_pass_as_equivalent():
-    assert not equivalence_test([0.9, 0.9], [0.95, 0.85], margin=0.01).equivalent
+    assert equivalence_test([0.9, 0.9], [0.95, 0.85], margin=0.01).verdict == "undecided"
+
+
+def test_what_is_certain_and_smaller_than_the_margin_is_equivalent_and_what_exceeds_it_different():
+    first, second = [0.90, 0.91, 0.92, 0.93], [0.901, 0.9111, 0.9211, 0.931]
+    assert equivalence_test(first, second, 0.005).verdict == "equivalent"
+    assert equivalence_test(first, second, 0.0005).verdict == "different"
 
 
 def test_error_rate_is_the_level_at_the_margin():
     rng = np.random.default_rng(0)
     found = sum(equivalence_test(np.zeros(5), rng.normal(0.01, 0.003, 5), margin=0.01).equivalent for _ in range(2000))
     assert abs(found / 2000 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 2000)
+    same = [equivalence_test(np.zeros(5), rng.normal(0.0, 0.003, 5), margin=1e-4).verdict for _ in range(2000)]
+    assert abs(same.count("different") / 2000 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_one_of_several_arms_must_differ_more_clearly():
+    first, second = [0.5, 0.5, 0.5], [0.509, 0.508, 0.516]
+    alone = equivalence_test(first, second)
+    assert alone.verdict == "different" and 0.05 / 3 < alone.p_difference < 0.05
+    assert equivalence_test(first, second, comparisons=3).verdict == "undecided"
+    runs = {arm: [run(seed, value) for seed, value in enumerate(side)] for arm, side in {"a": first, "b": second}.items()}
+    assert "different" in accuracy_table(runs, "a")
+    assert "different" not in accuracy_table({**runs, "c": runs["a"], "d": runs["a"]}, "a")
+
+
+def test_difference_of_accuracies_is_that_of_the_common_seeds_and_one_seed_leaves_it_open():
+    first, second = [run(0, 0.5), run(1, 0.6), run(7, 0.1)], [run(1, 0.7), run(0, 0.5), run(8, 0.9)]
+    difference, (low, high) = accuracy_difference(first, second)
+    test = equivalence_test([0.5, 0.6], [0.5, 0.7])
+    assert (difference, low, high) == (test.difference, test.low, test.high)
+    assert accuracy_difference(first[:1], second) == (0.0, (-1.0, 1.0))
+    with pytest.raises(ExplrError, match="no seed in common"):
+        accuracy_difference(first[2:], second)
 
 
 def test_trajectories_are_paired_by_seed():
     first, second = [run(0, 0.1, 0.5), run(1, 0.2, 0.6)], [run(1, 0.2, 0.9), run(0, 0.1, 0.1)]
     np.testing.assert_allclose(trajectory_distance(first, second, "test_accuracy"), [0.0, math.sqrt((0.16 + 0.09) / 2)])
-    assert final_accuracies(second) == [0.1, 0.9]
+
+
+def test_the_end_of_a_run_is_its_last_tenth_and_at_least_two_epochs():
+    assert final_accuracies([run(1, 0.0, 0.4, 0.6), run(0, 0.2)]) == [0.2, 0.5]
+    assert final_accuracies([run(0, *[0.0] * 18, 0.5, 0.7)]) == [pytest.approx(0.6)]
+    assert final_accuracies([run(0, *[0.0] * 27, 0.3, 0.6, 0.9)]) == [pytest.approx(0.6)]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +132,7 @@ def test_accuracy_table_compares_the_seeds_that_all_arms_have():
     lines = accuracy_table(runs, "decay").splitlines()
     assert "91.00 ± 1.41 %, 2 seeds" in lines[0]
     assert lines[1].endswith("less decay, 90 %: +0.00 to +0.00 points, equivalent")
-    assert lines[2].endswith("less decay, 90 %: -10.00 to -10.00 points, not shown to be equivalent")
+    assert "less decay, 90 %: -10.00 to -10.00 points, different (p = " in lines[2]
     assert accuracy_table({"decay": runs["decay"][:1]}, "decay") == f"{'decay':22} 92.00 %, one seed"
 
 

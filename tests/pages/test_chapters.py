@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from explr.book.ledger import BEYOND, ledger
+from explr.book.ledger import BEYOND, CAVEAT, FAILS, HOLDS, ledger
+from explr.experiments.catalogue import best_records
 from tools import notebooks
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
@@ -120,13 +121,39 @@ def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_ou
     assert any("never executed" in fault for fault in faults_of(chapter))
 
 
-def test_the_ledger_covers_the_source_and_fails_only_where_the_book_says_why():
+# Statements about networks trained at the source's size. Chapter 7 discusses each, and holds the best records that exist
+# against it; as long as those are small they may leave it undecided. What is left is proved, or measured where it can be.
+WAIT_FOR_RECORDS = {
+    "oscillating-trains",
+    "explr-trains",
+    "figure2-trajectory",
+    "figure2-norm",
+    "figure2-ratio",
+    "head-accuracy",
+    "decay-needed",
+    "figure5",
+}
+
+
+def test_the_ledger_covers_the_source_and_is_open_or_fails_only_where_chapter_7_says_why():
     entries = ledger(BOOK)
     assert len(entries) >= 25
     assert [entry.key for entry in entries if not entry.measurements] == []
-    # Chapter 7 and the ledger discuss it; a full-scale record may overturn it.
-    assert [entry.key for entry in entries if entry.verdict == "FAILS"] == ["head-accuracy"]
+    assert {entry.key for entry in entries if entry.verdict not in (HOLDS, CAVEAT)} <= WAIT_FOR_RECORDS
+    assert {entry.key for entry in entries if entry.verdict == FAILS} <= {"head-accuracy"}
+    for entry in entries:
+        if entry.key in WAIT_FOR_RECORDS:
+            assert "07-full-scale" in {notebook for notebook, _, _ in entry.measurements}, entry.key
+
+
+def test_no_short_record_carries_a_claim_without_a_caveat():
+    """A plain "holds" is for what is proved, or measured at the source's size."""
+    for entry in ledger(BOOK):
+        for notebook, _, measurement in entry.measurements:
+            if entry.key in WAIT_FOR_RECORDS and notebook == "07-full-scale":
+                scale, *_ = best_records("figure5")[1].split(",")
+                assert scale.startswith("full scale") or measurement.verdict != HOLDS, measurement
 
 
 def test_what_goes_beyond_the_source_holds_without_a_caveat():
-    assert {entry.key: entry.verdict for entry in ledger(BOOK, BEYOND)} == dict.fromkeys(BEYOND, "holds")
+    assert {entry.key: entry.verdict for entry in ledger(BOOK, BEYOND)} == dict.fromkeys(BEYOND, HOLDS)
