@@ -207,7 +207,7 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """What the measurements say together: the worst that one of them says, those apart that give way."""
+        """The worst that a measurement says, those apart that give way."""
         measured = [measurement for _, _, measurement in self.measurements]
         heard = [measurement for measurement in measured if not measurement.gives_way] or measured
         return max((measurement.verdict for measurement in heard), key=VERDICTS.index, default="not measured")
