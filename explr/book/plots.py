@@ -320,6 +320,52 @@ def twins(
     return figure
 
 
+def settings(panels: Mapping[str, tuple[Rates, Rates]], *, title: str = "") -> Figure:
+    """Draw hyper-parameters of a run and of its twin without weight decay by step, one panel for each, on linear axes.
+
+    Args:
+        panels: name of a hyper-parameter → its values in the run and in the twin, one a step.
+        title: what is trained.
+
+    >>> settings({"momentum": ([0.9, 0.9], [0.9001, 0.9])}).axes[0].get_ylabel()
+    'momentum'
+    """
+    with _figure(panels=len(panels), height=1.9) as (figure, drawn):
+        for axes, (name, sides) in zip(drawn, panels.items(), strict=True):
+            for (arm, style), values in zip(_ARMS.items(), sides, strict=True):
+                axes.plot(values, label=arm, **style)
+            axes.set_ylabel(name)
+            axes.ticklabel_format(axis="y", useOffset=False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _label_lines(axes)
+        drawn[0].set_title(title)
+        drawn[-1].set_xlabel("step")
+    return figure
+
+
+def memories(averages: Mapping[str, tuple[float, float]], longest: int = 10_000) -> Figure:
+    """Draw how much an exponential average still counts of a gradient, by its age, with decay and in the twin without.
+
+    Args:
+        averages: name of an average → its β in the run with weight decay and in the twin. A dot marks the age 1/(1 - β).
+        longest: the largest age.
+
+    >>> memories({"squares": (0.9, 0.5)}).axes[0].lines[-1].get_label()
+    'exponential'
+    """
+    ages = np.geomspace(1.0, longest, 200)
+    with _figure(panels=len(averages), height=1.9) as (figure, panels):
+        for axes, (name, betas) in zip(panels, averages.items(), strict=True):
+            for (arm, style), beta in zip(_ARMS.items(), betas, strict=True):
+                horizon = 1.0 / (1.0 - beta)
+                axes.plot(horizon, beta**horizon, "o", color=style["color"], label="_horizon")
+                axes.plot(ages, beta**ages, label=arm, **style)
+            axes.set(title=name, ylabel="weight", xscale="log", ylim=(0.0, 1.05))
+            _label_lines(axes)
+        panels[-1].set_xlabel("age of a gradient in steps (log scale)")
+    return figure
+
+
 def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw learning rate, training loss and test accuracy of several arms by epoch: Figure 5 of the source.
 
