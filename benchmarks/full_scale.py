@@ -29,7 +29,7 @@ from explr.experiments.catalogue import load, run_names
 from explr.experiments.data import cifar10
 
 BEGAN = time.monotonic()
-ORDER = ("figure5", "figure2", "head", "normalizations", "schedules", "growth")
+ORDER = ("figure5", "figure2", "head", "nesterov", "adamw", "normalizations", "schedules", "growth")
 DONE, FAILED, TIME_IS_UP = 0, 1, 3
 
 

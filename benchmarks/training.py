@@ -3,7 +3,8 @@
     python -m benchmarks.training [--device cpu] [--steps 20] [--rounds 3] [--results FOLDER]
 
 prints a table and writes a record, to benchmarks/results/ by default. In each round every variant takes the same number of
-steps of batch 128; the fastest round counts. The variants, in float32 where nothing else is said:
+steps of batch 128; the fastest round counts. A variant that fails has its error in the record, and the others their times. The
+variants, in float32 without TF32 where nothing else is said, all with cuDNN's autotuning:
 
   plain      torchvision's transforms on PIL images, a DataLoader with workers, an eager NCHW model, loss.item() at every step
   eager      explr's step, launched operation by operation (on a CPU this is what explr.train runs)
@@ -14,12 +15,13 @@ steps of batch 128; the fastest round counts. The variants, in float32 where not
 
 Memory (CUDA only) is what torch's allocator takes for a variant: network, graphs and its own copy of the images.
 
-A floor of the time of a step in float32 is measured in the same run, and a variant's share of it given. On CUDA memory is what
-costs time. Counted, in bytes of the activations, for every convolution: input read and output written going forward; output
-gradient read twice, input read and input gradient written going back; for every normalisation with its ReLU: input read twice
-and output written; then input and output gradient read twice and input gradient written. The floor is that, divided by the
-bandwidth of a large copy. On a CPU arithmetic is: the floor is the number of floating-point operations of the convolutions
-and the head, forward and back, divided by the speed of a large matrix product.
+A floor of the time of a step in float32 is measured in the same run, and a variant's share of it given. Arithmetic: the number
+of floating-point operations of the convolutions and the head, forward and back, divided by the speed of a large matrix product.
+Traffic, on CUDA: counted, in bytes of the activations, for every convolution: input read and output written going forward;
+output gradient read twice, input read and input gradient written going back; for every normalisation with its ReLU: input read
+twice and output written; then input and output gradient read twice and input gradient written; all divided by the bandwidth of
+a large copy. Both are in the record, and the floor is the larger. (On a CPU caches hold much of the traffic, and arithmetic
+alone is the floor.)
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from explr.experiments.arms import Arm, CapturedArm
+from explr.experiments.arms import Arm, side_by_side
+from explr.experiments.captured import CapturedArm
 from explr.experiments.data import Dataset, cifar10_or_synthetic, epoch_choices
 from explr.experiments.files import atomic_write
 from explr.experiments.models import preresnet32
+from explr.experiments.precision import arithmetic
 from explr.experiments.records import RunConfig, provenance
 
 BATCH = 128
@@ -69,7 +73,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def plain(data: Dataset, device: torch.device) -> Variant:
-    """Return the loop that people write."""
+    """Return the loop that people write, with the arithmetic of the others."""
     workers = min(os.cpu_count() or 1, 8)
     options = {"num_workers": workers, "persistent_workers": True, "pin_memory": device.type == "cuda"}
     loader = DataLoader(Images(data), batch_size=BATCH, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
@@ -86,9 +90,10 @@ def plain(data: Dataset, device: torch.device) -> Variant:
                 batches = iter(loader)
                 images, labels = next(batches)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
+            with arithmetic("float32", autotune=True):
+                loss = F.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
             optimizer.step()
             loss.item()
 
@@ -120,8 +125,8 @@ def captured(data: Dataset, *, arms: int = 1, compiled: bool = False, precision:
             part = data.subset(steps * BATCH, 100)
             configs = [RunConfig(batch_size=BATCH, seed=seed, precision=precision) for seed in range(arms)]
             made[steps] = [CapturedArm(config, part, steps, compiled=compiled) for config in configs]
-        for arm in made[steps]:
-            arm.run_epoch(0)
+        for _ in side_by_side(made[steps], 0):
+            pass
         torch.cuda.synchronize()
 
     return run
@@ -152,30 +157,65 @@ def operations() -> float:
     return float(counter.get_total_flops())
 
 
-def fastest(action: Callable[[], Any]) -> float:
+def fastest(action: Callable[[], Any], device: torch.device) -> float:
     """Return the seconds of the fastest of ten."""
     seconds = math.inf
     for _ in range(10):
         start = time.perf_counter()
         action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = min(seconds, time.perf_counter() - start)
     return seconds
 
 
-def floor_of_a_step(device: torch.device) -> float:
-    """Return the seconds that a step in float32 would take at best, as the head of this file counts it."""
-    if device.type == "cpu":
-        left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
-        return operations() * fastest(lambda: left @ right) / (2 * 2048**3)
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+def floors_of_a_step(device: torch.device) -> dict[str, float]:
+    """Return the seconds that arithmetic, and on CUDA traffic, would take in float32, as the head of this file counts them."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = torch.randn(2, size, size, device=device)
+    with arithmetic("float32"):
+        floors = {"arithmetic": operations() * fastest(lambda: left @ right, device) / (2 * size**3)}
+    if device.type == "cuda":
+        source = torch.empty(2**30, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        floors["traffic"] = traffic(device) * fastest(lambda: target.copy_(source), device) / (2 * source.nbytes)
+    return floors
 
-    def copy() -> None:
-        target.copy_(source)
-        torch.cuda.synchronize()
 
-    copy()
-    return traffic(device) * fastest(copy) / (2 * source.nbytes)
+def measure(make: dict[str, Callable[[], Variant]], steps: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Return for every variant its name and the seconds of its fastest round, or its error; on CUDA, the memory it took."""
+    cuda = device.type == "cuda"
+    variants: dict[str, Variant] = {}
+    rows: dict[str, dict[str, Any]] = {name: {"variant": name} for name in make}
+    for round_number in range(rounds + 1):  # the first only warms up
+        for name, row in rows.items():
+            if "error" in row:
+                continue
+            try:
+                if cuda and not round_number:
+                    torch.cuda.empty_cache()
+                    row["memory_gib"] = -torch.cuda.memory_reserved() / 2**30
+                if not round_number:
+                    variants[name] = make[name]()
+                start = time.perf_counter()
+                variants[name](steps if round_number or cuda else 2)
+                if cuda:
+                    torch.cuda.synchronize()
+                if cuda and not round_number:
+                    row["memory_gib"] += torch.cuda.memory_reserved() / 2**30
+                if round_number:
+                    row["seconds"] = min(row.get("seconds", math.inf), time.perf_counter() - start)
+            except Exception as error:  # whatever it is, the other variants have their times
+                variants.pop(name, None)
+                rows[name] = {"variant": name, "error": f"{type(error).__name__}: {error}"}
+    return list(rows.values())
+
+
+def steps_of_a_round(asked: int | None, data: Dataset, device: torch.device) -> int:
+    """Return how many steps a round takes: a captured variant can take at most an epoch."""
+    if device.type != "cuda":
+        return asked or 20
+    return min(asked or 390, len(data.train_labels) // BATCH)
 
 
 def main() -> None:
@@ -188,55 +228,48 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     cuda = device.type == "cuda"
-    steps = options.steps or (390 if cuda else 20)
     images = cifar10_or_synthetic()
+    steps = steps_of_a_round(options.steps, images, device)
     data = images.to(device)
     make: dict[str, Callable[[], Variant]] = {"plain": lambda: plain(images, device), "eager": lambda: eager(data, device)}
     if cuda:
-        torch.backends.cudnn.benchmark = True
         make["captured"] = lambda: captured(data)
         make["compiled"] = lambda: captured(data, compiled=True)
         make["bfloat16"] = lambda: captured(data, precision="bfloat16")
         make["together"] = lambda: captured(data, arms=4)
     else:
         make["bfloat16"] = lambda: eager(data, device, "bfloat16")
-    variants: dict[str, Variant] = {}
-    seconds, memory = dict.fromkeys(make, math.inf), dict.fromkeys(make, 0)
-    for round_number in range(options.rounds + 1):  # the first only warms up
-        for name in make:
-            if cuda and not round_number:
-                torch.cuda.empty_cache()
-                memory[name] = -torch.cuda.memory_reserved()
-            if not round_number:
-                variants[name] = make[name]()
-            run = variants[name]
-            start = time.perf_counter()
-            run(steps if round_number or cuda else 2)
-            if cuda:
-                torch.cuda.synchronize()
-            if cuda and not round_number:
-                memory[name] += torch.cuda.memory_reserved()
-            if round_number:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
-    floor = floor_of_a_step(device)
-    rows = []
-    for name in make:
-        arms = 4 if name == "together" else 1
-        each = seconds[name] / steps
-        row: dict[str, Any] = {"variant": name, "ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
-        row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH
-        row["floor_share"] = arms * floor / each
-        if cuda:
-            row["memory_gib"] = memory[name] / 2**30
-        rows.append(row)
+    floors = floors_of_a_step(device)
+    rows = measure(make, steps, options.rounds, device)
+    seconds = {row["variant"]: row.pop("seconds") for row in rows if "seconds" in row}
     print(f"{'variant':10} {'ms/step':>9} {'images/s':>9} {'ratio':>7} {'floor':>6}" + (f" {'GiB':>6}" if cuda else ""))
     for row in rows:
-        times = f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f} {row['ratio_to_plain']:7.2f}"
-        print(f"{times} {row['floor_share']:6.2f}" + (f" {row['memory_gib']:6.2f}" if cuda else ""))
-    origin = provenance(images, device, sum(seconds.values()))
+        if "error" in row:
+            print(f"{row['variant']:10} failed: {row['error'].splitlines()[0]}")
+            continue
+        arms = 4 if row["variant"] == "together" else 1
+        each = seconds[row["variant"]] / steps
+        row |= {"ms_per_step": 1e3 * each, "images_per_s": arms * BATCH / each}
+        if "plain" in seconds:
+            row["ratio_to_plain"] = row["images_per_s"] * seconds["plain"] / steps / BATCH
+        row["floor_share"] = arms * max(floors.values()) / each
+        times = f"{row['variant']:10} {row['ms_per_step']:9.2f} {row['images_per_s']:9.0f}"
+        print(f"{times} {row.get('ratio_to_plain', math.nan):7.2f} {row['floor_share']:6.2f}", end="")
+        print(f" {row['memory_gib']:6.2f}" if cuda else "")
+    print("floor: " + ", ".join(f"{name} {1e3 * floor:.2f} ms" for name, floor in floors.items()))
+    if not seconds:
+        raise SystemExit("every variant failed: no record is written")
+    origin = provenance(images, device, sum(seconds.values()), graph="captured" in seconds)
+    record = {
+        "rows": rows,
+        "floors_ms": {name: 1e3 * floor for name, floor in floors.items()},
+        "batch": BATCH,
+        "steps": steps,
+        "provenance": origin,
+    }
     path = options.results / f"training-{device.type}.json"
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"rows": rows, "batch": BATCH, "steps": steps, "provenance": origin}, indent=1) + "\n")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
 
 

@@ -2,14 +2,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import reencoding
+from benchmarks import reencoding, training
 from benchmarks.full_scale import DONE, FAILED, ORDER, TIME_IS_UP, Piece, main, missing, pieces, work
+from benchmarks.training import measure, steps_of_a_round
 from explr import RunConfig
 from explr.experiments.catalogue import EXPERIMENTS
 from explr.experiments.data import synthetic
@@ -76,6 +78,80 @@ def test_time_is_kept_and_the_next_call_goes_on(tmp_path):
     assert work_for(todo, minutes=1) == DONE
 
 
+def test_a_variant_that_fails_does_not_cost_the_others_their_times(monkeypatch):
+    calls = []
+
+    def fails_later(steps):
+        calls.append(steps)
+        if len(calls) > 2:
+            raise RuntimeError("out of luck")
+
+    def no_compiler():
+        raise RuntimeError("Failed to find C compiler")
+
+    make = {
+        "good": lambda: lambda steps: None,
+        "bad": no_compiler,
+        "late": lambda: fails_later,
+        "last": lambda: lambda steps: None,
+    }
+    rows = {row["variant"]: row for row in measure(make, steps=3, rounds=2, device=torch.device("cpu"))}
+    assert list(rows) == ["good", "bad", "late", "last"]
+    assert rows["bad"] == {"variant": "bad", "error": "RuntimeError: Failed to find C compiler"}
+    assert rows["late"] == {"variant": "late", "error": "RuntimeError: out of luck"}
+    assert all(rows[name]["seconds"] >= 0 for name in ("good", "last"))
+
+
+def test_the_record_of_a_benchmark_has_what_failed_and_both_floors(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["training", "--device", "cpu", "--steps", "2", "--rounds", "1", "--results", str(tmp_path)]
+    )
+    monkeypatch.setattr(training, "cifar10_or_synthetic", lambda: synthetic(512, 100))
+    monkeypatch.setattr(training, "floors_of_a_step", lambda device: {"arithmetic": 0.5, "traffic": 0.25})
+    monkeypatch.setattr(training, "plain", lambda *args: lambda steps: None)
+
+    def eager(data, device, precision="float32"):
+        if precision == "bfloat16":
+            raise RuntimeError("no such precision\nmore")
+        return lambda steps: time.sleep(0.01)
+
+    monkeypatch.setattr(training, "eager", eager)
+    training.main()
+    assert "bfloat16   failed: RuntimeError: no such precision\n" in capsys.readouterr().out
+    record = json.loads((tmp_path / "training-cpu.json").read_text(encoding="utf-8"))
+    assert record["floors_ms"] == {"arithmetic": 500.0, "traffic": 250.0}
+    plain, eager_row, failed = record["rows"]
+    assert plain["ratio_to_plain"] == pytest.approx(1.0) and "error" in failed
+    assert eager_row["floor_share"] == pytest.approx(500.0 / eager_row["ms_per_step"])  # the larger of the two
+
+
+@pytest.mark.parametrize("images, steps", [(5_000, 39), (50_000, 390)])
+def test_a_round_is_no_longer_than_an_epoch_of_the_images(images, steps):
+    data = SimpleNamespace(train_labels=range(images))
+    assert steps_of_a_round(None, data, torch.device("cuda")) == steps
+    assert steps_of_a_round(1000, data, torch.device("cuda")) == steps
+    assert steps_of_a_round(10, data, torch.device("cuda")) == 10
+    assert steps_of_a_round(None, data, torch.device("cpu")) == 20
+
+
+def test_the_plain_loop_has_the_arithmetic_of_the_others(monkeypatch):
+    seen = []
+    right = training.F.cross_entropy
+
+    def watched(*args):
+        conv = getattr(torch.backends.cudnn, "conv", None)
+        tf32 = conv.fp32_precision == "tf32" if conv else torch.backends.cudnn.allow_tf32
+        seen.append((tf32, torch.backends.cudnn.benchmark))
+        return right(*args)
+
+    monkeypatch.setattr(training.F, "cross_entropy", watched)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    data = synthetic(256, 100)
+    for make in (training.plain, training.eager):
+        make(data, torch.device("cpu"))(1)
+    assert seen == [(False, True)] * 2
+
+
 def test_readme_has_the_numbers_of_the_record():
     record = json.loads((ROOT / "benchmarks/results/training-cpu.json").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
@@ -91,10 +167,7 @@ def test_readme_has_the_numbers_of_the_record():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captured_variant_of_the_benchmark_runs():
-    from benchmarks.training import captured
-    from explr.experiments.data import synthetic
-
-    captured(synthetic(512, 100).to("cuda"), arms=2)(2)  # runs, that is all
+    training.captured(synthetic(512, 100).to("cuda"), arms=2)(2)  # runs, that is all
 
 
 @pytest.fixture

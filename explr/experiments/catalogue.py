@@ -8,7 +8,7 @@ their own and never take the place of full runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
+from explr.experiments.arms import DivergedError
 from explr.experiments.data import Dataset
 from explr.experiments.files import Lock, release, try_lock
 from explr.experiments.records import PACKAGE, Regime, Run, RunConfig
@@ -91,6 +92,15 @@ def _head(epochs: int, steps_per_epoch: int) -> Arms:
     return {"frozen": decay, "trained": replace(decay, model_args={"frozen_head": False})}
 
 
+def _nesterov(epochs: int, steps_per_epoch: int) -> Arms:
+    return _twins("nesterov", replace(step_decay(epochs, steps_per_epoch), optimizer="nesterov"))
+
+
+def _adamw(epochs: int, steps_per_epoch: int) -> Arms:
+    args = {"lr": 2e-3, "period": epochs * steps_per_epoch}
+    return _twins("adamw", RunConfig(epochs=epochs, schedule="cosine", schedule_args=args, optimizer="adamw", weight_decay=0.5))
+
+
 def _growth(epochs: int, steps_per_epoch: int) -> Arms:
     plain = RunConfig(epochs=epochs, weight_decay=0.0)
     arms = {"no-growth": plain}
@@ -108,6 +118,8 @@ EXPERIMENTS = {
     "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
     "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
     "head": Experiment("frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, seeds=3),
+    "nesterov": Experiment("step decay with Nesterov momentum against its twin", _nesterov, seeds=2),
+    "adamw": Experiment("AdamW on a cosine schedule against its twin", _adamw, seeds=2),
     "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
 }
 
@@ -219,7 +231,8 @@ def run_experiment(
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
 
-    Several processes may work on the same experiment: a run that another one is making is left to it.
+    Several processes may work on the same experiment: a run that another one is making is left to it. A run that diverges
+    leaves no record, and does not stop the others.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -233,7 +246,8 @@ def run_experiment(
         results: folder of the records.
 
     Raises:
-        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data.
+        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data;
+            at the end, if runs have diverged.
     """
     experiment = _experiment(name)
     device = pick_device(device)
@@ -246,6 +260,7 @@ def run_experiment(
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
     waiting: list[_Waiting] = []
+    diverged: list[str] = []
     for arm, seed in run_names(name, seeds=seeds):
         path = folder / f"{arm}-seed{seed}.json"
         config = replace(arms[arm], seed=seed, precision=precision)
@@ -261,9 +276,11 @@ def run_experiment(
         else:
             waiting.append(_Waiting(arm, seed, config, path, lock))
         if len(waiting) == together:
-            yield from _make(waiting, data, device)
+            yield from _make(waiting, data, device, diverged)
             waiting = []
-    yield from _make(waiting, data, device)
+    yield from _make(waiting, data, device, diverged)
+    if diverged:
+        raise DivergedError("\n".join(diverged))
 
 
 @dataclass(frozen=True)
@@ -277,13 +294,21 @@ class _Waiting:
     lock: Lock
 
 
-def _make(waiting: list[_Waiting], data: Dataset, device: torch.device) -> Iterator[tuple[str, int, Run]]:
+def _make(waiting: list[_Waiting], data: Dataset, device: torch.device, diverged: list[str]) -> Iterator[tuple[str, int, Run]]:
     if not waiting:
         return
     checkpoints = [one.path.with_suffix(".checkpoint") for one in waiting]
     try:
-        runs = train_together([one.config for one in waiting], data, device=device, checkpoints=checkpoints)
+        try:
+            runs: Sequence[Run | DivergedError] = train_together(
+                [one.config for one in waiting], data, device=device, checkpoints=checkpoints
+            )
+        except DivergedError as error:
+            runs = error.runs
         for one, run, checkpoint in zip(waiting, runs, checkpoints, strict=True):
+            if isinstance(run, DivergedError):
+                diverged.append(f"{one.path.parent.name} {one.arm} seed {one.seed}: {run}")
+                continue
             run.save(one.path)
             checkpoint.unlink(missing_ok=True)
             yield one.arm, one.seed, run

@@ -27,7 +27,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    # with a suffix in any case: torch.save takes what lies after the last dot away, and a name has to be left
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix or '.tmp'}")
     try:
         yield temporary
         temporary.replace(path)

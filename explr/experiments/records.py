@@ -13,18 +13,20 @@ import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from explr import schedules
-from explr.equivalence import ExpSchedule, convert, texp
+from explr.equivalence import AdamWSchedule, ExpSchedule, convert, convert_adamw, texp
 from explr.errors import ExplrError
 from explr.experiments.data import Dataset
 from explr.experiments.files import atomic_write
 
 Regime = Literal["weight_decay", "exponential", "texp"]
+Optimizer = Literal["sgd", "nesterov", "adamw"]
+ADAMW_EPS = 1e-8
 PACKAGE = Path(__file__).parents[1]
 _FORMAT = 1
 
@@ -39,8 +41,11 @@ class RunConfig:
             (:func:`~explr.equivalence.texp`).
         schedule: a function of :mod:`explr.schedules`, by name, and its arguments.
         schedule_args: for example ``{"lr": 0.1, "milestones": [31280, 46920]}``; milestones and periods in steps.
+        optimizer: "sgd", with heavy-ball momentum; "nesterov", SGD with Nesterov momentum; or "adamw". The exponential regime
+            uses the twin of each; "texp" is for "sgd".
         weight_decay: λ. The other regimes turn it into learning rates.
-        momentum: γ.
+        momentum: γ, of SGD.
+        betas: β₁ and β₂, of AdamW, whose eps is 1e-8.
         epochs: passes over the training images.
         batch_size: the last batch of an epoch may be smaller.
         seed: of the initial weights and of everything random about the data.
@@ -70,6 +75,8 @@ class RunConfig:
     one_ulp: bool = False
     precision: str = "float32"
     weight_scale: float = 1.0
+    optimizer: Optimizer = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         """Refuse what no run can be made of, before anything is made.
@@ -85,11 +92,16 @@ class RunConfig:
             raise ExplrError(f"weight_decay={self.weight_decay!r} must be finite and not negative.")
         if not 0.0 <= self.momentum < 1.0:
             raise ExplrError(f"momentum={self.momentum!r} must lie in [0, 1).")
+        if self.optimizer not in get_args(Optimizer):
+            raise ExplrError(f"optimizer={self.optimizer!r} is unknown: use {', '.join(get_args(Optimizer))}.")
+        object.__setattr__(self, "betas", tuple(self.betas))  # a record gives a list
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ExplrError(f"betas={self.betas!r} must be two numbers in [0, 1).")
         if not 0.0 < self.weight_scale < math.inf:
             raise ExplrError(f"weight_scale={self.weight_scale!r} must be finite and positive.")
 
-    def learning_rates(self, steps: int) -> ExpSchedule:
-        """Return the learning rates of the first ``steps`` steps, and the growth of the weights that they cause.
+    def learning_rates(self, steps: int) -> ExpSchedule | AdamWSchedule:
+        """Return the learning rates of the first ``steps`` steps, what goes with them, and the growth of the weights.
 
         Raises:
             ExplrError: if the schedule has no exponential counterpart, or a name or argument is unknown.
@@ -99,11 +111,14 @@ class RunConfig:
         1.467
         """
         lrs = schedules.sample(call_by_name(schedules, self.schedule, self.schedule_args), steps)
-        if self.regime == "weight_decay":
-            return ExpSchedule(log_lr=np.log(lrs), log_scale=np.zeros(steps + 1))
-        if self.regime == "exponential":
-            return convert(lrs, self.weight_decay, self.momentum)
+        if self.regime in ("weight_decay", "exponential"):
+            decay = self.weight_decay if self.regime == "exponential" else 0.0  # nothing to convert leaves all as it is
+            if self.optimizer == "adamw":
+                return convert_adamw(lrs, decay, self.betas, ADAMW_EPS)
+            return convert(lrs, decay, self.momentum, nesterov=self.optimizer == "nesterov")
         if self.regime == "texp":
+            if self.optimizer != "sgd":
+                raise ExplrError(f"regime='texp' is Theorem 2's, of heavy-ball SGD; optimizer={self.optimizer!r} is not.")
             starts = np.flatnonzero(np.diff(lrs, prepend=np.nan))
             lengths = np.diff(starts, append=steps).tolist()
             return texp(lrs[starts], lengths, self.weight_decay, self.momentum)
@@ -119,7 +134,8 @@ class Run:
         history: one list for each quantity, one entry an epoch: ``train_loss`` and ``train_accuracy`` (averages over the
             epoch, in training mode), ``test_loss``, ``test_accuracy``, ``log_lr`` (natural log, of the epoch's last step).
         weight_norms: for every trainable tensor its Euclidean norm at the end of each epoch.
-        provenance: data set, device, versions, commit, date, wall time.
+        provenance: data set, device, versions, commit, date, wall time; in records since ``graph`` was added, whether the
+            steps were a CUDA graph.
     """
 
     config: RunConfig
@@ -149,12 +165,21 @@ class Run:
             raise ExplrError(f"{path} is not a record of a run ({error}): make it again, or fetch it again.") from error
 
 
-def provenance(data: Dataset, device: torch.device, seconds: float, together: int = 1) -> dict[str, Any]:
-    """Return what a reader needs to judge a record and to make it again."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+def provenance(
+    data: Dataset, device: torch.device, seconds: float, *, together: int = 1, graph: bool = False
+) -> dict[str, Any]:
+    """Return what a reader needs to judge a record and to make it again.
+
+    Args:
+        data: the images.
+        device: where it ran.
+        seconds: how long it took.
+        together: how many runs shared the device.
+        graph: whether the steps were CUDA graphs.
+    """
     return {
         "data": data.name,
-        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "torch": torch.__version__,
         "command": _command(),
         "python": platform.python_version(),
@@ -162,7 +187,19 @@ def provenance(data: Dataset, device: torch.device, seconds: float, together: in
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "together": together,
+        "graph": graph,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU as its maker gives it, or the kind of processor and how many threads torch uses.
+
+    >>> device_name(torch.device("cpu")).partition(",")[0].partition(" ")[2]
+    'CPU'
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _command() -> str | None:

@@ -11,20 +11,24 @@ import itertools
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from explr.checks import FloatArray
 from explr.errors import ExplrError
-from explr.experiments.arms import Arm, CapturedArm
+from explr.experiments.arms import Arm, DivergedError, side_by_side
+from explr.experiments.captured import CaptureError, make_arm
 from explr.experiments.data import Choices, Dataset, cifar10, epoch_choices
 from explr.experiments.files import atomic_write
 from explr.experiments.progress import progress
-from explr.experiments.records import Run, RunConfig, provenance
+from explr.experiments.records import Run, RunConfig, device_name, provenance
 from explr.invariance import scale_invariance
 
 
@@ -40,13 +44,15 @@ def train(
     Args:
         config: what to run.
         data: the images; CIFAR-10 by default (:func:`~explr.experiments.data.cifar10`).
-        device: where to train; by default a GPU if there is one. There the whole step is one CUDA graph (but in float64).
+        device: where to train; by default a GPU if there is one. There the whole step is one CUDA graph (but in float64, or
+            with EXPLR_EAGER=1 in the environment), or, after a warning, goes without one where it cannot be captured.
         checkpoint: a file that holds the state after the last whole epoch. A run that finds it goes on from there, on a CPU to
             the same bits. It stays; delete it when the record is safe.
 
     Raises:
         ExplrError: for a configuration that cannot run, a network that is not scale-invariant in a regime without weight
-            decay, a checkpoint of another run, or when a loss or a weight is not finite (the message says when).
+            decay, a checkpoint of another run, a device that does not work or has too little memory, or when a loss or a
+            weight is not finite (the message says when).
 
     >>> from explr.experiments.data import synthetic
     >>> small = dict(model="preresnet", model_args={"depth": 8, "width": 4}, epochs=1, batch_size=16)
@@ -66,7 +72,9 @@ def train_together(
     checkpoints: Sequence[str | Path] | None = None,
     compiled: bool = False,
 ) -> list[Run]:
-    """Train several networks at once; on a GPU side by side, each on a stream of its own, elsewhere in turn.
+    """Train several networks at once, a step of each in turn; on a GPU side by side, each on a stream of its own.
+
+    A run that diverges does not stop the others.
 
     Args:
         configs: what to run, all for the same number of epochs.
@@ -76,58 +84,100 @@ def train_together(
         compiled: on a GPU, compile the network with torch.compile before its step is captured.
 
     Raises:
-        ExplrError: as for :func:`train`; and if the configurations are of different lengths.
+        ExplrError: as for :func:`train`; and if the configurations are of different lengths. If runs have diverged it is a
+            :class:`~explr.experiments.arms.DivergedError`, raised when the others are finished; its ``runs`` has their records.
     """
     if len({config.epochs for config in configs}) != 1:
         raise ExplrError(f"runs of {[config.epochs for config in configs]} epochs cannot be trained together.")
     if checkpoints and len(checkpoints) != len(configs):
         raise ExplrError(f"{len(checkpoints)} checkpoints for {len(configs)} runs: give one each, or none.")
     device = pick_device(device)
-    data = (data or cifar10()).to(device)
-    epochs = configs[0].epochs
-    steps_per_epoch = [-(-len(data.train_labels) // config.batch_size) for config in configs]
-    arms = [
-        CapturedArm(config, data, epochs * steps, compiled=compiled)
-        if device.type == "cuda" and config.precision != "float64"
-        else Arm(config, data, epochs * steps)
-        for config, steps in zip(configs, steps_per_epoch, strict=True)
-    ]
+    arms: list[Arm] = []
+    with _orderly_end(arms, device, len(configs)):
+        data = (data or cifar10()).to(device)
+        arms += _make_arms(configs, data, compiled)
+        return _train(arms, [Path(path) for path in checkpoints or []])
+
+
+def _train(arms: Sequence[Arm], files: Sequence[Path]) -> list[Run]:
     for arm in arms:
         if arm.config.regime != "weight_decay" or arm.config.weight_scale != 1.0:
             _check_invariant(arm)
-    files = [Path(path) for path in checkpoints or []]
     states = [_Progress({}, {name: [] for name in arm.trainable}) for arm in arms]
     for index, file in enumerate(files):
         if file.exists():
             states[index] = _resume(file, arms[index])
-    done = [state.epoch * steps for state, steps in zip(states, steps_per_epoch, strict=True)]
-    with progress(total=epochs * sum(steps_per_epoch), initial=sum(done), unit="step") as bar:
+    done = [state.epoch * arm.steps_per_epoch for state, arm in zip(states, arms, strict=True)]
+    epochs, diverged = arms[0].config.epochs, dict[int, DivergedError]()
+    with progress(total=epochs * sum(arm.steps_per_epoch for arm in arms), initial=sum(done), unit="step") as bar:
         for epoch in range(epochs):
             start = time.perf_counter()
-            due = [(index, arm) for index, arm in enumerate(arms) if states[index].epoch == epoch]
-            for _, arm in due:
-                arm.run_epoch(epoch, after_step=bar.update)
-            for index, arm in due:
-                states[index].add(*arm.epoch_results(epoch))
-            for index, arm in due:
-                states[index].seconds += (time.perf_counter() - start) / len(due)
-                if files:
-                    _save(files[index], arm, states[index])
-    return [
-        Run(config, state.history, state.weight_norms, provenance(data, device, state.seconds, together=len(configs)))
-        for config, state in zip(configs, states, strict=True)
-    ]
+            due = [index for index, state in enumerate(states) if state.epoch == epoch]  # a run that diverged stays behind
+            for taken in side_by_side([arms[index] for index in due], epoch):
+                bar.update(taken)
+            for index in due:
+                try:
+                    states[index].add(*arms[index].epoch_results(epoch))
+                except DivergedError as error:
+                    diverged[index] = error.with_traceback(None)  # which would keep the arm's memory
+            for index in due:
+                if index not in diverged:
+                    states[index].seconds += (time.perf_counter() - start) / len(due)
+                    if files:
+                        _save(files[index], arms[index], states[index])
+    runs = [diverged.get(index) or _record(arm, states[index], len(arms)) for index, arm in enumerate(arms)]
+    if diverged:
+        which = [f"run {index + 1} of {len(arms)}: " * (len(arms) > 1) + str(diverged[index]) for index in sorted(diverged)]
+        raise DivergedError("\n".join(which), runs)
+    return [run for run in runs if isinstance(run, Run)]
+
+
+def _make_arms(configs: Sequence[RunConfig], data: Dataset, compiled: bool) -> list[Arm]:
+    """Return an arm for each configuration, all of one kind: one that is captured and one that is not would round apart."""
+    steps = [config.epochs * -(-len(data.train_labels) // config.batch_size) for config in configs]
+    try:
+        return [make_arm(config, data, count, compiled=compiled) for config, count in zip(configs, steps, strict=True)]
+    except CaptureError as error:
+        instead = "a graph that is not compiled" if compiled else "no graph, which EXPLR_EAGER=1 chooses at once"
+        warnings.warn(f"{error}: going on with {instead}. The functions are the same.", RuntimeWarning, stacklevel=3)
+    if compiled:
+        return _make_arms(configs, data, compiled=False)
+    return [Arm(config, data, count) for config, count in zip(configs, steps, strict=True)]
+
+
+@contextmanager
+def _orderly_end(arms: Sequence[Arm], device: torch.device, together: int) -> Iterator[None]:
+    """If the block is left early, wait for the arms: what is then freed is what their streams may still be using."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(RuntimeError):  # a device that is lost says so again
+            for arm in arms:
+                arm.wait()
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            less = f"fewer than {together} together (explr run --together)" if together > 1 else "a smaller batch or network"
+            raise ExplrError(f"out of memory on {device_name(device)}: use {less}. torch says: {error}") from error
+        raise
+
+
+def _record(arm: Arm, state: _Progress, together: int) -> Run:
+    origin = provenance(arm.data, arm.device, state.seconds, together=together, graph=arm.graph)
+    return Run(arm.config, state.history, state.weight_norms, origin)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that is meant, by default a GPU if there is one.
+    """Return the device that is meant, by default a GPU if there is one, after a convolution has run on it.
 
     Raises:
-        ExplrError: if torch knows no such device here.
+        ExplrError: if torch knows no such device here, or has no kernels for it.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
     """
     try:
         picked = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=picked)
+        ones = torch.ones(1, 1, 3, 3, device=picked)
+        float(F.conv2d(ones, ones))  # a GPU that this torch was not built for can be named, and even hold a tensor
         return picked
     except (RuntimeError, AssertionError) as error:
         raise ExplrError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): use 'cpu'.") from error
@@ -168,7 +218,7 @@ def _save(path: Path, arm: Arm, progress: _Progress) -> None:
         "run": _identity(arm),
         "progress": dataclasses.asdict(dataclasses.replace(progress, exponent=arm.exponent)),
         "model": arm.model.state_dict(),
-        "momentum": arm.momentum(),
+        "buffers": arm.buffers(),
     }
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
@@ -183,7 +233,8 @@ def _resume(path: Path, arm: Arm) -> _Progress:
     if not _is_run_of(run, arm):
         raise ExplrError(f"{path} is a checkpoint of another run, {run}: delete it to start again.")
     arm.model.load_state_dict(content["model"])
-    arm.load_momentum(content["momentum"])
+    # Checkpoints that were made before there were other optimizers have momentum alone.
+    arm.load_buffers(content["buffers"] if "buffers" in content else {"momentum_buffer": content["momentum"]})
     progress = _Progress(**content["progress"])
     arm.exponent = progress.exponent
     return progress

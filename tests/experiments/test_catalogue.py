@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from explr import ExplrError, Run, convert
 from explr.__main__ import main
+from explr.experiments.arms import Arm
 from explr.experiments.catalogue import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
 from explr.experiments.data import synthetic
 from explr.experiments.records import _command
@@ -81,6 +83,26 @@ def test_only_missing_runs_are_made(small, data, tmp_path, monkeypatch):
     records = load("figure2", epochs=1, stand_in=True, results=tmp_path)
     assert {arm: len(runs) for arm, runs in records.items()} == {"constant-decay": 1, "constant-exponential": 1}
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_run_that_diverges_does_not_cost_the_others_their_records(small, data, tmp_path, monkeypatch, together):
+    evaluate = Arm.evaluate
+    monkeypatch.setattr(Arm, "evaluate", lambda self: (math.nan, 0.1) if self.config.seed == 0 else evaluate(self))
+    options = {"seeds": 2, "epochs": 1, "device": "cpu", "together": together, "results": tmp_path}
+    made = []
+    with pytest.raises(ExplrError) as caught:
+        made.extend((arm, seed) for arm, seed, _ in run_experiment("figure2", data, **options))
+    lost = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lost] == [
+        f"figure2-1-epochs-stand-in {arm} seed 0" for arm in ("constant-decay", "constant-exponential")
+    ]
+    assert all("test loss after epoch 1 is nan" in line for line in lost)
+    records = load("figure2", epochs=1, stand_in=True, results=tmp_path)
+    assert {arm: [run.config.seed for run in runs] for arm, runs in records.items()} == {
+        "constant-decay": [1],
+        "constant-exponential": [1],
+    }
 
 
 def test_a_run_that_another_process_is_making_is_left_to_it(small, data, tmp_path, capsys):
