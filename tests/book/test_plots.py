@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from explr import ExplrError, Run, RunConfig
-from explr.book import plots
+from explr.book import plots, style
 
 matplotlib.use("agg")
 
@@ -82,7 +82,7 @@ def test_every_public_function_is_tested_here():
 
 def test_colours_are_those_of_okabe_and_ito():
     palette = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-    used = [plots.COLOURS["weight decay"], plots.COLOURS["exponential"], *plots.OTHER_COLOURS]
+    used = [style.COLOURS["weight decay"], style.COLOURS["exponential"], *style.OTHER_COLOURS]
     assert set(used) <= palette and len(set(used)) == len(used)
 
 
@@ -110,7 +110,7 @@ def test_training_pair_draws_rates_and_accuracies_of_both_arms():
         np.testing.assert_allclose(lines["weight decay"], of(decay), rtol=1e-15)
         np.testing.assert_allclose(lines["exponential"], of(exponential), rtol=1e-15)
         assert texts(axes) == {"weight decay", "exponential"}
-        assert [line.get_color() for line in axes.lines] == [plots.COLOURS[arm] for arm in lines]
+        assert [line.get_color() for line in axes.lines] == [style.COLOURS[arm] for arm in lines]
     assert figure.axes[0].get_yscale() == "log"
     assert figure.axes[0].get_title(loc="left") == "synthetic gratings"
 
