@@ -17,6 +17,7 @@ from explr.checks import Rates
 from explr.errors import ExplrError, needs
 
 with needs("figures"):
+    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """How the book's figures look: colours, ink, size, and labels at the ends of lines.
 
-An arm has the same colour in every chapter. Figures have a transparent background and mid-grey ink, so they read on a light page
-and on a dark one.
+An arm has the same colour in every chapter. Figures have a transparent background and mid-grey ink, so they read on a light
+page and on a dark one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def label_lines(axes: Axes) -> None:
         axes.legend()
         return
     axes.autoscale_view()
-    figure = axes.getfigure_of(root=True)
+    figure = axes.get_figure(root=True)
     assert figure is not None
     gap = 0.24 * len(figure.axes) / figure.get_figheight()  # the height of a line of text
     to_fraction = axes.transData + axes.transAxes.inverted()
