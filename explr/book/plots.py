@@ -330,7 +330,7 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     own |= dict.fromkeys(("decay-one-ulp", "decay-rescaled"), COLOURS["control"])
     others = cycle(OTHER_COLOURS)
     with _figure(panels=3, height=2.0) as (figure, panels):
-        for (arm, records), style in zip(runs.items(), cycle(("-", (0, (4, 1.5)), "-.", ":")), strict=False):
+        for (arm, records), style in zip(runs.items(), cycle(_DASHES), strict=False):
             colour = own.get(arm) or own.get(arm.rsplit("-", 1)[-1]) or next(others)  # "constant-decay" is a decay
             logs = np.array([run.history["log_lr"] for run in records]) / np.log(10.0)
             losses = np.array([run.history["train_loss"] for run in records])
@@ -453,6 +453,7 @@ def toy_paths(angles: Mapping[str, Rates], effective: Mapping[str, Rates], limit
 
 
 # The arm that lies on top is thin and dashed, so that one sees both where they agree.
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), "-.", ":", (0, (6, 3, 1, 3, 1, 3)))
 _ARMS: dict[str, dict[str, Any]] = {
     "weight decay": {"color": COLOURS["weight decay"], "linewidth": 4.5, "alpha": 0.55},
     "exponential": {"color": COLOURS["exponential"], "linewidth": 2.0, "linestyle": (0, (4, 1.5))},
