@@ -85,10 +85,11 @@ STRONG = {"weight_decay": 4.0, "momentum": 0.0, "schedule": "constant", "schedul
         {"regime": "exponential"},
         {"regime": "exponential", **STRONG},
         {"augment": False},
+        {"weight_scale": 3.0},
         {"model_args": {"depth": 8, "width": 4, "eps": 1e-30, "norm": "group"}},
         {"model": "densenet", "model_args": {"depth": 7, "growth": 4}},
     ],
-    ids=["decay", "exponential", "renormalised", "plain", "group", "densenet"],
+    ids=["decay", "exponential", "renormalised", "plain", "scaled", "group", "densenet"],
 )
 def test_replayed_steps_compute_what_eager_steps_compute(data, gpu, rounded_alike, change):
     config = dataclasses.replace(TINY, **change)

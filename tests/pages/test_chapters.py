@@ -14,6 +14,9 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
 PICTURES = {"image/png", "image/svg+xml"}
+DATA_SETS = re.compile(r"CIFAR|synthetic|JPEG")
+# Claims computed without a network or an image: theorems and formulas, the same on every machine, however near their bound.
+WITHOUT_IMAGES = {"explr-astronomical", "figure2-1481", "gd-rate", "theorem2", "theorem2-phase", "decaying-exponent"}
 
 
 def text_of(notebook):
@@ -30,6 +33,29 @@ def is_checked(cell):
 
 def makes_a_claim(cell):
     return any("explr" in output.get("metadata", {}) for output in cell.outputs)
+
+
+def said_by(cell):
+    """Return the words that nbval compares in a cell's outputs."""
+    return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def claims_of(notebook):
+    """Return the claims that a notebook's outputs hold."""
+    found = [output.get("metadata", {}).get("explr") for cell in code_of(notebook) for output in cell.outputs]
+    return [view for view in found if view]
+
+
+def room_of(view):
+    """Return how many times farther from its bound a measurement is than it need be; infinity if it cannot be nearer."""
+    measured, words = view["measured"], view["bound"].split()
+    if words[:2] == ["at", "most"]:
+        have, need = float(words[2]), measured
+    elif words[:2] == ["at", "least"]:
+        have, need = measured, float(words[2])
+    else:
+        have, need = float(words[-1]) if "within" in words else 0.0, abs(measured - float(words[0]))
+    return have / need if need > 0 else float("inf")
 
 
 def pictures_without_words(notebook):
@@ -81,6 +107,22 @@ def test_nbval_compares_every_claim(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbval_compares_nothing_that_names_the_images(path):
+    """The notebooks run on CIFAR-10, on its JPEG copy and on generated images, and must say the same on all three."""
+    compared = [said_by(cell) for cell in code_of(notebooks.read(path)) if is_checked(cell)]
+    assert [text for text in compared if DATA_SETS.search(text)] == []
+
+
+# Chapter 6 reads records that are stored with the book, and says of its live miniature how its bound was found.
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "06-full-scale"], ids=lambda path: path.stem)
+def test_measurements_on_images_stay_a_factor_of_three_away_from_their_bounds(path):
+    """A verdict near its bound is another one on other images."""
+    decided = [view for view in claims_of(notebooks.read(path)) if view["holds"] is not None]
+    claims = [view for view in decided if view["key"] not in WITHOUT_IMAGES]
+    assert [(view["key"], view["measured"], view["bound"]) for view in claims if room_of(view) < 3] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_picture_has_caption_name_and_alt_text(path):
     assert pictures_without_words(notebooks.read(path)) == []
 
@@ -119,6 +161,20 @@ def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_ou
     for cell in code_of(chapter):
         cell.outputs = []
     assert any("never executed" in fault for fault in faults_of(chapter))
+
+
+@pytest.mark.parametrize(
+    "measured, bound, room",
+    [
+        (0.25, "at least 0.1", 2.5),
+        (2.0, "at most 5", 2.5),
+        (-0.1, "at most 5", float("inf")),
+        (1.08, "1 within 0.2", 2.5),
+        (0.0, "0", float("inf")),
+    ],
+)
+def test_that_check_knows_how_near_a_bound_is(measured, bound, room):
+    assert room_of({"measured": measured, "bound": bound}) == pytest.approx(room)
 
 
 # Statements about networks trained at the source's size. Chapter 6 discusses each, and holds the best records that exist
