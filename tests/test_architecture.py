@@ -74,6 +74,12 @@ def test_every_public_name_is_found_typed_and_listed(tmp_path):
         explr.nothing  # noqa: B018
 
 
+def test_a_module_has_one_identity_under_both_its_names():
+    code = "import explr.data, explr.models, explr.experiments.data as data, explr.experiments.models as models; "
+    code += "print(explr.data is data, explr.models is models, sys.modules['explr.models'] is models)"
+    assert python_without((), code) == ("True True True\n", "")
+
+
 def test_numbers_need_neither_torch_nor_any_extra():
     code = "import explr; print(explr.convert([0.1] * 3, 5e-4, 0.9).log_lr.shape); print('torch' in sys.modules)"
     assert python_without((*EXTRAS, "torch", "scipy"), code) == ("(3,)\nFalse\n", "")

@@ -357,13 +357,17 @@ def test_state_resumes_to_the_same_bits(name):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-@every_optimizer
-def test_a_renormalised_run_is_the_other_run_bit_for_bit_and_exact_in_eval_mode(name):
+@pytest.mark.parametrize(
+    "name, norm",
+    [(name, "batch") for name in OPTIMIZERS]
+    + [(n, norm) for n in ("Nesterov", "AdamW") for norm in ("layer", "group", "instance")],
+)
+def test_a_renormalised_run_is_the_other_run_bit_for_bit_and_exact_in_eval_mode(name, norm):
     """On a network with the default eps and running statistics, at a decay that doubles the weights every few steps."""
 
     def run(kind):
         torch.manual_seed(0)
-        net = models.preresnet(depth=8, width=4).double()
+        net = models.preresnet(depth=8, width=4, norm=norm).double()
         optimizer = OPTIMIZERS[name]([p for p in net.parameters() if p.requires_grad])
         strong = {"lr": 2e-2, "weight_decay": 5.0} if "Adam" in name else {"lr": 0.5, "weight_decay": 0.08, "momentum": 0.5}
         optimizer.param_groups[0].update(strong, initial_lr=strong["lr"])
@@ -438,6 +442,45 @@ def test_what_does_not_convert_keeps_its_decay_under_adamw():
         runs.append(torch.stack(out))
     assert report.rest and float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < ADAM_TOLERANCE
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.5]
+
+
+def test_a_graph_of_the_step_is_refused(monkeypatch):
+    """It would freeze what changes at every step."""
+    optimizer = OPTIMIZERS["AdamW"](TinyNet().trainable())
+    scheduler = ExpLR(optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ExplrError, match="CUDA graph"):
+        optimizer.step()
+    assert scheduler.log_scale == [0.0]
+
+
+def test_a_tensor_learning_rate_stays_the_same_tensor():
+    net = TinyNet()
+    lr = torch.tensor(2e-3, dtype=torch.float64)
+    optimizer = torch.optim.AdamW(net.trainable(), lr=lr, weight_decay=0.5, foreach=False)
+    scheduler = ExpLR(optimizer)
+    train(net, optimizer, 3, after=scheduler.step)
+    assert optimizer.param_groups[0]["lr"] is lr and float(lr) == scheduler.get_last_lr()[0]
+
+
+def test_decay_may_be_scheduled_too():
+    """A scheduler that moves weight decay, such as one that keeps it in step with the rate, is believed."""
+
+    class Both(lr_scheduler.LambdaLR):
+        def step(self):
+            super().step()
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = 5e-3 * group["lr"]
+
+    runs = []
+    for explr in (False, True):
+        net = TinyNet()
+        optimizer = OPTIMIZERS["Nesterov"](net.trainable())
+        scheduler = Both(optimizer, lambda step: 1.0 / (1 + step))
+        scheduler = ExpLR(optimizer, scheduler) if explr else scheduler
+        runs.append(train(net, optimizer, STEPS, after=scheduler.step)[0])
+    assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < TOLERANCE
 
 
 def test_a_skipped_step_of_a_fused_optimizer_is_seen():

@@ -1,4 +1,4 @@
-"""Every claim of the source, and what the book measured of it.
+"""Every claim of the source, and a few of our own, and what the book measured of them.
 
 A chapter states what it measured with :func:`claim`; the result is shown in the chapter and stays in the notebook's output. The
 ledger of the appendix is read from those outputs by :func:`ledger`, so that it cannot say anything else than the chapters do.
@@ -68,6 +68,15 @@ CLAIMS = {
     "figure5": "Figure 5: step decay and TEXP have similar trajectories and performance.",
 }
 
+# Ours: the source does not speak of these optimizers. The ledger shows them apart from its claims.
+BEYOND = {
+    "nesterov-twin": "SGD with Nesterov momentum has an exact twin without weight decay, with its own momentum and dampening.",
+    "adamw-twin": "AdamW has an exact twin without weight decay: an exponential rate and a shorter memory.",
+    "sphere": "On the unit sphere at the effective rate, SGD computes the functions that it computes with weight decay.",
+    "transformer-twin": "A normalised transformer trained by AdamW, warm-up and cosine has an exact twin without weight decay.",
+}
+_WORDS = {**CLAIMS, **BEYOND}
+
 HOLDS, CAVEAT, UNDECIDED, FAILS = VERDICTS = ("holds", "holds, with a caveat", "undecided", "FAILS")
 
 _VIEW = "explr"  # key of an output's metadata
@@ -75,10 +84,10 @@ _VIEW = "explr"  # key of an output's metadata
 
 @dataclass(frozen=True)
 class Claim:
-    """A measurement that bears on a claim of the source.
+    """A measurement that bears on a claim, of the source or our own.
 
     Attributes:
-        key: a key of CLAIMS.
+        key: a key of CLAIMS or BEYOND.
         quantity: what was measured, in words.
         measured: the number.
         bound: what it was held against, in words.
@@ -122,7 +131,7 @@ class Claim:
     def _html(self) -> str:
         _, _, rest = str(self).partition(": ")
         return (
-            f'<div class="explr-claim"><p><em>Claim of the source:</em> {html.escape(CLAIMS[self.key])}</p>'
+            f'<div class="explr-claim"><p><em>{_whose(self.key)}:</em> {html.escape(_WORDS[self.key])}</p>'
             f"<p><strong>{self.verdict}</strong>: {html.escape(rest)}</p></div>"
         )
 
@@ -140,13 +149,13 @@ def claim(
     caveat: str = "",
     undecided: str = "",
 ) -> Claim:
-    """Hold a measured number against a claim of the source; show the result as the last value of a notebook's cell.
+    """Hold a measured number against a claim; show the result as the last value of a notebook's cell.
 
     With a confidence interval the claim holds if all of it keeps to the bound, fails if none of it does, and is undecided in
     between.
 
     Args:
-        key: a key of CLAIMS.
+        key: a key of CLAIMS or BEYOND.
         quantity: what was measured, in words.
         measured: the number; True and False count as 1 and 0.
         at_most: the claim holds if the number is not above this ...
@@ -166,8 +175,8 @@ def claim(
     >>> claim("figure5", "difference", 0.001, equals=0.0, within=0.005, interval=(-0.007, 0.009)).verdict
     'undecided'
     """
-    if key not in CLAIMS:
-        raise ExplrError(f"claim {key!r} is unknown: use a key of explr.book.ledger.CLAIMS.")
+    if key not in _WORDS:
+        raise ExplrError(f"claim {key!r} is unknown: use a key of explr.book.ledger.CLAIMS, or of BEYOND.")
     value = float(measured)
     if (at_most, at_least, equals).count(None) != 2:
         raise ExplrError(f"claim {key!r} needs exactly one of at_most, at_least and equals.")
@@ -190,7 +199,7 @@ def claim(
 
 @dataclass(frozen=True)
 class Entry:
-    """A claim of the source with everything that the chapters measured of it, each with the notebook and the cell."""
+    """A claim with everything that the chapters measured of it, each with the notebook and the cell."""
 
     key: str
     text: str
@@ -198,31 +207,36 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """What the measurements say together: the worst that one of them says, those apart that give way."""
+        """The worst that a measurement says, those apart that give way."""
         measured = [measurement for _, _, measurement in self.measurements]
         heard = [measurement for measurement in measured if not measurement.gives_way] or measured
         return max((measurement.verdict for measurement in heard), key=VERDICTS.index, default="not measured")
 
 
 class Ledger(list[Entry]):
-    """The entries of the ledger, in the order of the source; shown as a table."""
+    """The entries of the ledger, in order; shown as a table."""
 
     def _repr_html_(self) -> str:
         rows = "".join(_row(entry) for entry in self)
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim of the source", "Measured", "Where", "Verdict"))
+        whose = _whose(self[0].key) if self else "Claim"
+        head = "".join(f'<th scope="col">{name}</th>' for name in (whose, "Measured", "Where", "Verdict"))
         return f'<table class="explr-ledger"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
     def __repr__(self) -> str:
         return "\n".join(f"{entry.key}: {entry.verdict}" for entry in self)
 
 
-def ledger(folder: str | Path = ".") -> Ledger:
+def ledger(folder: str | Path = ".", claims: dict[str, str] = CLAIMS) -> Ledger:
     """Read the claims out of the outputs of all notebooks in ``folder``; claims without any are listed as not measured.
 
+    Args:
+        folder: where the notebooks are.
+        claims: which to list: CLAIMS, those of the source, or BEYOND, ours.
+
     Raises:
-        ExplrError: if a notebook cannot be read, or claims something that is not in CLAIMS.
+        ExplrError: if a notebook cannot be read, or claims something that is in neither.
     """
-    found: dict[str, list[tuple[str, str, Claim]]] = {key: [] for key in CLAIMS}
+    found: dict[str, list[tuple[str, str, Claim]]] = {key: [] for key in _WORDS}
     for path in sorted(Path(folder).glob("*.ipynb")):
         try:
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -236,7 +250,11 @@ def ledger(folder: str | Path = ".") -> Ledger:
             raise ExplrError(
                 f"{path} has no claims that this version of explr can read ({error}): execute it again."
             ) from error
-    return Ledger(Entry(key, text, tuple(found[key])) for key, text in CLAIMS.items())
+    return Ledger(Entry(key, text, tuple(found[key])) for key, text in claims.items())
+
+
+def _whose(key: str) -> str:
+    return "Claim of the source" if key in CLAIMS else "Beyond the source"
 
 
 def _row(entry: Entry) -> str:

@@ -1,19 +1,18 @@
-"""The book's figures: each function takes arrays or records and returns a matplotlib figure.
+"""The book's figures: each function takes arrays or records and returns a matplotlib figure, in the one style of the book.
 
-Nothing is computed here but what a picture needs (ratios, base-10 logarithms). An arm has the same colour in every chapter:
-``COLOURS``. Figures have a transparent background and mid-grey ink, so they read on a light page and on a dark one; a figure
-made from records carries the name of their data set as its title.
+Nothing is computed here but what a picture needs (ratios, base-10 logarithms). A figure made from records carries the name of
+their data set as its title.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from explr.book.style import ARMS, COLOURS, INK, OTHER_COLOURS, figure_of, label_lines
 from explr.checks import Rates
 from explr.errors import ExplrError, needs
 
@@ -22,41 +21,9 @@ with needs("figures"):
     from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from explr.experiments.records import Run
-
-# From the palette of Okabe and Ito (2008), which readers with any kind of colour vision can tell apart.
-COLOURS = {"weight decay": "#0072B2", "exponential": "#D55E00", "control": "#7F7F7F"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9")
-INK = "#707070"
-_WIDTH = 6.4  # inches; a phone shows it at half size, so panels are stacked and never side by side
-_STYLE: Any = {
-    "figure.dpi": 150,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.2,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "font.size": 12,
-    "lines.linewidth": 2.0,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
 
 
 def schedules(curves: Mapping[str, Rates]) -> Figure:
@@ -68,7 +35,7 @@ def schedules(curves: Mapping[str, Rates]) -> Figure:
     >>> schedules({"constant": [0.1, 0.1]}).axes[0].get_title(loc="left")
     'constant'
     """
-    with _figure(panels=len(curves), height=1.55) as (figure, panels):
+    with figure_of(panels=len(curves), height=1.55) as (figure, panels):
         for axes, (name, rates) in zip(panels, curves.items(), strict=True):
             axes.plot(range(len(rates)), rates, color=OTHER_COLOURS[0])
             axes.set(title=name, ylabel="LR", ylim=(0.0, 1.1 * max(rates)))
@@ -83,8 +50,8 @@ def training_pair(decay: Run, exponential: Run) -> Figure:
         decay: record of the run with weight decay.
         exponential: record of the run whose learning rate grows instead.
     """
-    with _figure(panels=3, height=1.75) as (figure, panels):
-        for (arm, style), run in zip(_ARMS.items(), (decay, exponential), strict=True):
+    with figure_of(panels=3, height=1.75) as (figure, panels):
+        for (arm, style), run in zip(ARMS.items(), (decay, exponential), strict=True):
             epochs = range(1, len(run.history["log_lr"]) + 1)
             for axes, values in zip(panels, (np.exp(run.history["log_lr"]), *_accuracies(run)), strict=True):
                 axes.plot(epochs, values, label=arm, **style)
@@ -95,7 +62,7 @@ def training_pair(decay: Run, exponential: Run) -> Figure:
             axes.set_ylim(bottom=0.0)
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _label_lines(axes)
+            label_lines(axes)
     return figure
 
 
@@ -110,8 +77,8 @@ def norm_growth(decay: Run, exponential: Run, layer: str) -> Figure:
     Raises:
         ExplrError: if a run has no such parameter.
     """
-    with _figure(panels=2, height=2.1) as (figure, panels):
-        for (arm, style), run in zip(_ARMS.items(), (decay, exponential), strict=True):
+    with figure_of(panels=2, height=2.1) as (figure, panels):
+        for (arm, style), run in zip(ARMS.items(), (decay, exponential), strict=True):
             if layer not in run.weight_norms:
                 raise ExplrError(f"the run has no weights {layer!r}: choose among {', '.join(run.weight_norms)}.")
             norms = np.array(run.weight_norms[layer])
@@ -123,7 +90,7 @@ def norm_growth(decay: Run, exponential: Run, layer: str) -> Figure:
         panels[1].set_ylim(bottom=0.0)
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _label_lines(axes)
+            label_lines(axes)
     return figure
 
 
@@ -144,7 +111,7 @@ def deviations(
     'step'
     """
     colours = cycle((COLOURS["exponential"], COLOURS["control"], *OTHER_COLOURS))
-    with _figure(panels=1, height=3.2) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.2) as (figure, (axes,)):
         for name, values in errors.items():
             shown = np.asarray(values, dtype=np.float64)
             axes.plot(range(first, first + len(shown)), np.where(shown > 0, shown, np.nan), label=name, color=next(colours))
@@ -152,7 +119,7 @@ def deviations(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_steps:
             axes.set(xscale="log", xlabel=f"{xlabel} (log scale)")
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -166,7 +133,7 @@ def start_up(shares: Rates, steady: float) -> Figure:
     >>> [line.get_label() for line in start_up([1e-4, 2e-4], 3e-4).axes[0].lines]
     ['exact', 'closed form']
     """
-    with _figure(panels=1, height=3.2) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.2) as (figure, (axes,)):
         steps = np.arange(len(shares))
         axes.plot(steps, shares, label="exact", color=COLOURS["exponential"])
         axes.plot(steps, np.full(len(shares), steady), label="closed form", color=COLOURS["control"], linestyle="--")
@@ -174,7 +141,7 @@ def start_up(shares: Rates, steady: float) -> Figure:
         axes.set(xlabel="step", ylabel="share removed in a step", ylim=(0.0, 1.12 * max(steady, *shares)))
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
         axes.yaxis.get_offset_text().set_fontsize(11)
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -189,13 +156,13 @@ def logits_at_scale(start: Mapping[str, Rates], scaled: Mapping[str, Rates], lim
     >>> len(logits_at_scale({"net": [0.0, 1.0]}, {"net": [0.0, 1.0]}, (-1.0, 2.0)).axes)
     1
     """
-    with _figure(panels=len(start), height=1.8) as (figure, panels):
+    with figure_of(panels=len(start), height=1.8) as (figure, panels):
         for axes, (name, logits) in zip(panels, start.items(), strict=True):
             classes = range(len(logits))
             axes.plot(classes, logits, "o", markersize=12, mfc="none", color=COLOURS["control"], label="at θ")
             axes.plot(classes, scaled[name], "o", markersize=6, color=COLOURS["exponential"], label="at cθ")
             axes.set(title=name, ylabel="logit", ylim=limits, xticks=classes)
-            _label_lines(axes)
+            label_lines(axes)
         panels[-1].set_xlabel("class")
     return figure
 
@@ -212,13 +179,13 @@ def scale_changes(factors: Rates, changes: Mapping[str, Rates], *, title: str = 
     'log'
     """
     colours = cycle(OTHER_COLOURS)
-    with _figure(panels=1, height=3.2) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.2) as (figure, (axes,)):
         for name, values in changes.items():
             shown = np.asarray(values, dtype=np.float64)
             axes.plot(factors, np.where(shown > 0, shown, np.nan), "o-", markersize=4, label=name, color=next(colours))
         axes.set(xscale="log", yscale="log", xlabel="c (log scale)", title=title)
         axes.set_ylabel("relative change of\nthe logits (log scale)")
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -233,7 +200,7 @@ def lemma_plane(loss: Rates, points: Mapping[str, Rates], gradients: Mapping[str
     >>> lemma_plane([0.0, 1.0, 0.0], {"θ": [1.0, 0.0]}, {"θ": [0.0, 0.5]}).axes[0].get_ylabel()
     'second weight'
     """
-    with _figure(panels=1, height=4.6) as (figure, (axes,)):
+    with figure_of(panels=1, height=4.6) as (figure, (axes,)):
         angles = np.linspace(0.0, 2 * np.pi, len(loss))
         across, up = np.meshgrid(np.linspace(-0.6, 3.6, 169), np.linspace(-0.5, 2.7, 129))
         heights = np.interp(np.arctan2(up, across) % (2 * np.pi), angles, loss)
@@ -262,12 +229,12 @@ def weight_norms(norms: Mapping[str, Rates], *, title: str = "") -> Figure:
     array([1. , 1.5])
     """
     colours = cycle(OTHER_COLOURS)
-    with _figure(panels=1, height=3.0) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.0) as (figure, (axes,)):
         for name, values in norms.items():
             relative = np.asarray(values, dtype=np.float64) / values[0]
             axes.plot(range(len(relative)), relative, label=name, color=COLOURS.get(name) or next(colours))
         axes.set(xlabel="step", ylabel="‖θ‖ / ‖θ‖ at the start", title=title)
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -282,7 +249,7 @@ def descent(gradients: Mapping[str, Rates], effective: Mapping[str, Rates], guid
     >>> len(descent({"1": [1.0, 0.5]}, {"1": [1.0, 0.9]}, guide=2.0).axes)
     2
     """
-    with _figure(panels=2, height=2.4) as (figure, panels):
+    with figure_of(panels=2, height=2.4) as (figure, panels):
         shades = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(gradients)))
         for shade, (name, values) in zip(shades, gradients.items(), strict=True):
             steps = np.arange(1, len(values) + 1)
@@ -309,14 +276,60 @@ def twins(
     >>> twins({"constant": ([-2.3, -2.3], [-2.3, -2.2])}).axes[0].get_title(loc="left")
     'constant'
     """
-    with _figure(panels=len(schedules), height=3.2 if len(schedules) == 1 else 1.7) as (figure, panels):
+    with figure_of(panels=len(schedules), height=3.2 if len(schedules) == 1 else 1.7) as (figure, panels):
         for axes, (name, sides) in zip(panels, schedules.items(), strict=True):
-            for (arm, style), log_rates in zip(_ARMS.items(), sides, strict=True):
+            for (arm, style), log_rates in zip(ARMS.items(), sides, strict=True):
                 axes.plot(np.asarray(log_rates) / np.log(10.0), label=arm, **style)
             axes.set(title=name, ylabel="log₁₀ LR", ylim=limits)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _label_lines(axes)
+            label_lines(axes)
         panels[-1].set_xlabel(xlabel)
+    return figure
+
+
+def settings(panels: Mapping[str, tuple[Rates, Rates]], *, title: str = "") -> Figure:
+    """Draw hyper-parameters of a run and of its twin without weight decay by step, one panel for each, on linear axes.
+
+    Args:
+        panels: name of a hyper-parameter → its values in the run and in the twin, one a step.
+        title: what is trained.
+
+    >>> settings({"momentum": ([0.9, 0.9], [0.9001, 0.9])}).axes[0].get_ylabel()
+    'momentum'
+    """
+    with figure_of(panels=len(panels), height=1.9) as (figure, drawn):
+        for axes, (name, sides) in zip(drawn, panels.items(), strict=True):
+            for (arm, style), values in zip(ARMS.items(), sides, strict=True):
+                axes.plot(values, label=arm, **style)
+            axes.set_ylabel(name)
+            axes.ticklabel_format(axis="y", useOffset=False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label_lines(axes)
+        drawn[0].set_title(title)
+        drawn[-1].set_xlabel("step")
+    return figure
+
+
+def memories(averages: Mapping[str, tuple[float, float]], longest: int = 10_000) -> Figure:
+    """Draw how much an exponential average still counts of a gradient, by its age, with decay and in the twin without.
+
+    Args:
+        averages: name of an average → its β in the run with weight decay and in the twin. A dot marks the age 1/(1 - β).
+        longest: the largest age.
+
+    >>> memories({"squares": (0.9, 0.5)}).axes[0].lines[-1].get_label()
+    'exponential'
+    """
+    ages = np.geomspace(1.0, longest, 200)
+    with figure_of(panels=len(averages), height=1.9) as (figure, panels):
+        for axes, (name, betas) in zip(panels, averages.items(), strict=True):
+            for (arm, style), beta in zip(ARMS.items(), betas, strict=True):
+                horizon = 1.0 / (1.0 - beta)
+                axes.plot(horizon, beta**horizon, "o", color=style["color"], label="_horizon")
+                axes.plot(ages, beta**ages, label=arm, **style)
+            axes.set(title=name, ylabel="weight", xscale="log", ylim=(0.0, 1.05))
+            label_lines(axes)
+        panels[-1].set_xlabel("age of a gradient in steps (log scale)")
     return figure
 
 
@@ -329,8 +342,9 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     own = {"decay": COLOURS["weight decay"], "exponential": COLOURS["exponential"]}
     own |= dict.fromkeys(("decay-one-ulp", "decay-rescaled"), COLOURS["control"])
     others = cycle(OTHER_COLOURS)
-    with _figure(panels=3, height=2.0) as (figure, panels):
-        for (arm, records), style in zip(runs.items(), cycle(_DASHES), strict=False):
+    with figure_of(panels=3, height=2.0) as (figure, panels):
+        dashes = cycle(("-", (0, (4, 1.5)), "-.", ":", (0, (6, 3, 1, 3, 1, 3))))  # one for each arm of Figure 5
+        for (arm, records), style in zip(runs.items(), dashes, strict=False):
             colour = own.get(arm) or own.get(arm.rsplit("-", 1)[-1]) or next(others)  # "constant-decay" is a decay
             logs = np.array([run.history["log_lr"] for run in records]) / np.log(10.0)
             losses = np.array([run.history["train_loss"] for run in records])
@@ -361,7 +375,7 @@ def decay_and_growth(decays: Rates, growths: Rates, *, bound: float, momentum: f
     >>> decay_and_growth([1e-4], [1.002], bound=2.6e-3, momentum=0.9).axes[0].get_xscale()
     'log'
     """
-    with _figure(panels=1, height=3.2) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.2) as (figure, (axes,)):
         axes.plot(decays, np.asarray(growths) - 1.0, label="growth", color=COLOURS["exponential"])
         axes.axvspan(bound, 1.0, color=COLOURS["control"], alpha=0.3, linewidth=0)
         axes.set(xscale="log", yscale="log", xlim=(1e-6, 1.0), ylim=(1e-6, 1e3), title=f"momentum {momentum:g}")
@@ -377,7 +391,7 @@ def horizons(epochs: Mapping[str, float], limits: tuple[float, float]) -> Figure
         epochs: number format → the epoch in which the learning rate overflows.
         limits: of the axis, the same for every frame of a player.
     """
-    with _figure(panels=1, height=2.0) as (figure, (axes,)):
+    with figure_of(panels=1, height=2.0) as (figure, (axes,)):
         colours = cycle((COLOURS["exponential"], *OTHER_COLOURS))
         for row, epoch in enumerate(epochs.values()):
             colour = next(colours)
@@ -398,13 +412,13 @@ def kept_in_range(theorem: Rates, in_use: Rates, limit: float) -> Figure:
         in_use: natural logarithms, one a step.
         limit: natural logarithm of the largest number of the format.
     """
-    with _figure(panels=1, height=3.0) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.0) as (figure, (axes,)):
         steps = range(len(theorem))
         axes.plot(steps, np.asarray(theorem) / np.log(10), label="theorem", color=COLOURS["exponential"])
         axes.plot(steps, np.asarray(in_use) / np.log(10), label="in use", color=OTHER_COLOURS[0])
         axes.plot(steps, np.full(len(theorem), limit / np.log(10)), label="limit", color=COLOURS["control"], linestyle="--")
         axes.set(xlabel="step", ylabel="log10 of learning rate")
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -419,14 +433,14 @@ def effective_rates(
         limits: of the vertical axis, the same for every frame of a player.
         title: for example the name of the data set.
     """
-    with _figure(panels=1, height=3.0) as (figure, (axes,)):
+    with figure_of(panels=1, height=3.0) as (figure, (axes,)):
         colours = cycle((COLOURS["weight decay"], OTHER_COLOURS[0], COLOURS["control"], OTHER_COLOURS[1]))
         for name, values in rates.items():
             axes.plot(range(len(values)), values, label=name, color=next(colours))
         if equilibrium is not None:
             axes.axhline(equilibrium, color=INK, linestyle="--", label="_equilibrium")
         axes.set(yscale="log", xlabel="step", ylabel="effective LR, η/‖θ‖²\n(log scale)", title=title, ylim=limits)
-        _label_lines(axes)
+        label_lines(axes)
     return figure
 
 
@@ -438,7 +452,7 @@ def toy_paths(angles: Mapping[str, Rates], effective: Mapping[str, Rates], limit
         effective: the same names → η/‖θ‖² at each step, for those that have one.
         limit: effective rate above which the minimum repels.
     """
-    with _figure(panels=2, height=2.2) as (figure, panels):
+    with figure_of(panels=2, height=2.2) as (figure, panels):
         names = dict(zip(angles, (COLOURS["weight decay"], OTHER_COLOURS[0], COLOURS["exponential"]), strict=False))
         for axes, curves in zip(panels, (angles, effective), strict=True):
             for name, values in curves.items():
@@ -448,57 +462,8 @@ def toy_paths(angles: Mapping[str, Rates], effective: Mapping[str, Rates], limit
         panels[0].set(yscale="log", ylabel="angle (degrees)\n(log scale)")
         panels[1].set(yscale="log", ylabel="η/‖θ‖²\n(log scale)", xlabel="step")
         for axes in panels:
-            _label_lines(axes)
+            label_lines(axes)
     return figure
-
-
-# The arm that lies on top is thin and dashed, so that one sees both where they agree.
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), "-.", ":", (0, (6, 3, 1, 3, 1, 3)))
-_ARMS: dict[str, dict[str, Any]] = {
-    "weight decay": {"color": COLOURS["weight decay"], "linewidth": 4.5, "alpha": 0.55},
-    "exponential": {"color": COLOURS["exponential"], "linewidth": 2.0, "linestyle": (0, (4, 1.5))},
-}
-
-
-@contextmanager
-def _figure(*, panels: int, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure in the book's style with its panels, one below the other; pyplot forgets it, so it is shown once."""
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            panels, 1, figsize=(_WIDTH, height * panels + 0.5), sharex=True, squeeze=False, layout="constrained"
-        )
-        try:
-            yield figure, list(axes[:, 0])
-        finally:
-            plt.close(figure)
-
-
-def _label_lines(axes: Axes) -> None:
-    """Write each line's label at its right end, in its colour, moved apart where ends are close; from four on, a legend."""
-    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
-    if len(lines) > 3:
-        axes.legend()
-        return
-    axes.autoscale_view()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    gap = 0.24 * len(figure.axes) / figure.get_figheight()  # the height of a line of text
-    to_fraction = axes.transData + axes.transAxes.inverted()
-    ends = []
-    for line in lines:
-        x, y = (np.asarray(values, dtype=np.float64) for values in line.get_data())
-        last = np.flatnonzero(np.isfinite(y))[-1]
-        ends.append(float(np.clip(to_fraction.transform((x[last], y[last]))[1], 0.0, 1.0)))
-    order = np.argsort(ends, kind="stable")
-    heights = np.array(ends)[order]
-    for below, above in zip(range(len(order) - 1), range(1, len(order)), strict=True):
-        short = gap - (heights[above] - heights[below])
-        if short > 0:
-            heights[: below + 1] -= short / 2
-            heights[above:] += short / 2
-    for index, height in zip(order, heights, strict=True):
-        label, colour = str(lines[index].get_label()), lines[index].get_color()
-        axes.annotate(label, (1.02, height), xycoords="axes fraction", color=colour, va="center", annotation_clip=False)
 
 
 def _accuracies(run: Run) -> tuple[Rates, Rates]:

@@ -149,7 +149,7 @@ class InvarianceReport:
         return "not scale-invariant" + (f": homogeneous of degree {self.degree}" if self.degree is not None else "")
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
-        """Return the parameter groups of a torch.optim.SGD in which :class:`explr.optim.ExpLR` may convert the invariant part.
+        """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.
 
         The first group is the largest set of parameters that leaves the output as it is when scaled together; the second holds
         the rest (a trainable head, affine parameters) and is marked ``scale_invariant=False``, so that it keeps its learning

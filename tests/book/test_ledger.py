@@ -5,7 +5,7 @@ import pytest
 from nbformat import v4
 
 from explr import ExplrError
-from explr.book.ledger import CLAIMS, claim, ledger
+from explr.book.ledger import BEYOND, CLAIMS, claim, ledger
 
 
 def notebook_with(folder, name, *claims):
@@ -89,6 +89,16 @@ def test_ledger_reads_verdicts_and_places_from_the_notebooks(tmp_path):
     assert entries["theorem1"].verdict == "not measured"
     shown = ledger(tmp_path)._repr_html_()
     assert 'href="01-one.html"' in shown and "&lt;Only&gt; here." in shown and shown.count("<tr>") == len(CLAIMS) + 1
+
+
+def test_what_goes_beyond_the_source_is_listed_apart_from_its_claims(tmp_path):
+    ours = claim("adamw-twin", "error", 1e-12, at_most=1e-10)
+    notebook_with(tmp_path, "01-one.ipynb", ours, claim("lr-size", "x", 1.0, at_most=2.0))
+    assert not CLAIMS.keys() & BEYOND.keys()
+    assert [entry.key for entry in ledger(tmp_path)] == list(CLAIMS)
+    beyond = ledger(tmp_path, BEYOND)
+    assert {entry.key: entry.verdict for entry in beyond if entry.measurements} == {"adamw-twin": "holds"}
+    assert "Claim of the source" not in beyond._repr_html_() + ours._html()
 
 
 @pytest.mark.parametrize(

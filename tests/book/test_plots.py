@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from explr import ExplrError, Run, RunConfig
-from explr.book import plots
+from explr.book import plots, style
 
 matplotlib.use("agg")
 
@@ -48,6 +48,8 @@ FIGURES = {
     "norm_growth": lambda: plots.norm_growth(record(1.0), record(2.0), "blocks.1.conv1.weight"),
     "deviations": lambda: plots.deviations({"exact": [1e-15, 1e-14]}, ylabel="logits"),
     "twins": lambda: plots.twins({"constant": ([-2.3, -2.3], [-2.3, -2.2])}),
+    "settings": lambda: plots.settings({"momentum": ([0.9, 0.9], [0.9001, 0.9])}),
+    "memories": lambda: plots.memories({"squares": (0.999, 0.99)}),
     "arms": lambda: plots.arms({"decay": [full_record(1.0)], "texp": [full_record(2.0)]}),
     "start_up": lambda: plots.start_up([1e-4, 2e-4], 3e-4),
     "logits_at_scale": lambda: plots.logits_at_scale({"net": [0.0, 1.0]}, {"net": [0.5, 2.0]}, (-1.0, 3.0)),
@@ -80,7 +82,7 @@ def test_every_public_function_is_tested_here():
 
 def test_colours_are_those_of_okabe_and_ito():
     palette = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-    used = [plots.COLOURS["weight decay"], plots.COLOURS["exponential"], *plots.OTHER_COLOURS]
+    used = [style.COLOURS["weight decay"], style.COLOURS["exponential"], *style.OTHER_COLOURS]
     assert set(used) <= palette and len(set(used)) == len(used)
 
 
@@ -108,7 +110,7 @@ def test_training_pair_draws_rates_and_accuracies_of_both_arms():
         np.testing.assert_allclose(lines["weight decay"], of(decay), rtol=1e-15)
         np.testing.assert_allclose(lines["exponential"], of(exponential), rtol=1e-15)
         assert texts(axes) == {"weight decay", "exponential"}
-        assert [line.get_color() for line in axes.lines] == [plots.COLOURS[arm] for arm in lines]
+        assert [line.get_color() for line in axes.lines] == [style.COLOURS[arm] for arm in lines]
     assert figure.axes[0].get_yscale() == "log"
     assert figure.axes[0].get_title(loc="left") == "synthetic gratings"
 
@@ -204,6 +206,23 @@ def test_twins_draws_base_10_logarithms_of_both_sides():
     lines = drawn(plots.twins({"rising": sides}, limits=(-1.0, 4.0)).axes[0])
     np.testing.assert_allclose(lines["weight decay"], [0.0, 1.0])
     np.testing.assert_allclose(lines["exponential"], [1.0, 3.0])
+
+
+def test_settings_draws_both_runs_in_a_panel_for_each_setting():
+    figure = plots.settings({"momentum": ([0.9, 0.9], [0.9001, 0.9]), "β₂": ([0.999, 0.999], [0.999, 0.99])}, title="AdamW")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["momentum", "β₂"]
+    assert figure.axes[0].get_title(loc="left") == "AdamW" and figure.axes[0].get_yscale() == "linear"
+    np.testing.assert_array_equal(drawn(figure.axes[0])["exponential"], [0.9001, 0.9])
+    np.testing.assert_array_equal(drawn(figure.axes[1])["weight decay"], [0.999, 0.999])
+
+
+def test_memories_draws_powers_of_beta_and_marks_their_horizons():
+    axes = plots.memories({"squares": (0.99, 0.5)}, longest=100).axes[0]
+    ages = np.geomspace(1, 100, 200)
+    np.testing.assert_allclose(drawn(axes)["weight decay"], 0.99**ages)
+    np.testing.assert_allclose(drawn(axes)["exponential"], 0.5**ages)
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_label() == "_horizon"]
+    np.testing.assert_allclose(dots, [100.0, 2.0])
 
 
 def test_arms_draws_the_mean_over_the_seeds():

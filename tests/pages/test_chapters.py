@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from explr.book.ledger import CAVEAT, FAILS, HOLDS, ledger
+from explr.book.ledger import BEYOND, CAVEAT, FAILS, HOLDS, ledger
 from explr.experiments.catalogue import best_records
 from tools import notebooks
 
@@ -113,8 +113,8 @@ def test_nbval_compares_nothing_that_names_the_images(path):
     assert [text for text in compared if DATA_SETS.search(text)] == []
 
 
-# Chapter 6 reads records that are stored with the book: the same on all images.
-@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "06-full-scale"], ids=lambda path: path.stem)
+# Chapter 7 reads records that are stored with the book: the same on all images.
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "07-full-scale"], ids=lambda path: path.stem)
 def test_measurements_on_images_stay_a_factor_of_three_away_from_their_bounds(path):
     """A verdict near its bound is another one on other images."""
     decided = [view for view in claims_of(notebooks.read(path)) if view["holds"] is not None]
@@ -177,7 +177,7 @@ def test_that_check_knows_how_near_a_bound_is(measured, bound, room):
     assert room_of({"measured": measured, "bound": bound}) == pytest.approx(room)
 
 
-# Statements about networks trained at the source's size. Chapter 6 discusses each, and holds the best records that exist
+# Statements about networks trained at the source's size. Chapter 7 discusses each, and holds the best records that exist
 # against it; as long as those are small they may leave it undecided. What is left is proved, or measured where it can be.
 WAIT_FOR_RECORDS = {
     "oscillating-trains",
@@ -191,7 +191,7 @@ WAIT_FOR_RECORDS = {
 }
 
 
-def test_the_ledger_covers_the_source_and_is_open_or_fails_only_where_chapter_6_says_why():
+def test_the_ledger_covers_the_source_and_is_open_or_fails_only_where_chapter_7_says_why():
     entries = ledger(BOOK)
     assert len(entries) >= 25
     assert [entry.key for entry in entries if not entry.measurements] == []
@@ -199,13 +199,17 @@ def test_the_ledger_covers_the_source_and_is_open_or_fails_only_where_chapter_6_
     assert {entry.key for entry in entries if entry.verdict == FAILS} <= {"head-accuracy"}
     for entry in entries:
         if entry.key in WAIT_FOR_RECORDS:
-            assert "06-full-scale" in {notebook for notebook, _, _ in entry.measurements}, entry.key
+            assert "07-full-scale" in {notebook for notebook, _, _ in entry.measurements}, entry.key
 
 
 def test_no_short_record_carries_a_claim_without_a_caveat():
     """A plain "holds" is for what is proved, or measured at the source's size."""
     for entry in ledger(BOOK):
         for notebook, _, measurement in entry.measurements:
-            if entry.key in WAIT_FOR_RECORDS and notebook == "06-full-scale":
+            if entry.key in WAIT_FOR_RECORDS and notebook == "07-full-scale":
                 scale, *_ = best_records("figure5")[1].split(",")
                 assert scale.startswith("full scale") or measurement.verdict != HOLDS, measurement
+
+
+def test_what_goes_beyond_the_source_holds_without_a_caveat():
+    assert {entry.key: entry.verdict for entry in ledger(BOOK, BEYOND)} == dict.fromkeys(BEYOND, HOLDS)
