@@ -343,7 +343,8 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     own |= dict.fromkeys(("decay-one-ulp", "decay-rescaled"), COLOURS["control"])
     others = cycle(OTHER_COLOURS)
     with figure_of(panels=3, height=2.0) as (figure, panels):
-        for (arm, records), style in zip(runs.items(), cycle(("-", (0, (4, 1.5)), "-.", ":")), strict=False):
+        dashes = cycle(("-", (0, (4, 1.5)), "-.", ":", (0, (6, 3, 1, 3, 1, 3))))  # one for each arm of Figure 5
+        for (arm, records), style in zip(runs.items(), dashes, strict=False):
             colour = own.get(arm) or own.get(arm.rsplit("-", 1)[-1]) or next(others)  # "constant-decay" is a decay
             logs = np.array([run.history["log_lr"] for run in records]) / np.log(10.0)
             losses = np.array([run.history["train_loss"] for run in records])

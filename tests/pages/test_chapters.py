@@ -113,7 +113,7 @@ def test_nbval_compares_nothing_that_names_the_images(path):
     assert [text for text in compared if DATA_SETS.search(text)] == []
 
 
-# Chapter 7 reads records that are stored with the book, and says of its live miniature how its bound was found.
+# Chapter 7 reads records that are stored with the book: the same on all images.
 @pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "07-full-scale"], ids=lambda path: path.stem)
 def test_measurements_on_images_stay_a_factor_of_three_away_from_their_bounds(path):
     """A verdict near its bound is another one on other images."""
