@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from explr import schedules
+    from explr import data, models, schedules
     from explr.equivalence import (
         AdamWSchedule,
         ExpSchedule,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         weight_decay_for,
     )
     from explr.errors import ExplrError
-    from explr.experiments import data, models
     from explr.experiments.records import Run, RunConfig
     from explr.experiments.training import train
     from explr.invariance import InvarianceReport, Lemma1Report, lemma1, scale_invariance
@@ -58,8 +57,8 @@ _HOMES = {
     "explr.equivalence": "AdamWSchedule ExpSchedule adamw_steady_state characteristic_root convert convert_adamw growth_rate "
     "texp weight_decay_for",
     "explr.errors": "ExplrError",
-    "explr.experiments.data": "data",
-    "explr.experiments.models": "models",
+    "explr.data": "data",
+    "explr.models": "models",
     "explr.experiments.records": "Run RunConfig",
     "explr.experiments.training": "train",
     "explr.invariance": "InvarianceReport Lemma1Report lemma1 scale_invariance",
