@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -79,3 +81,21 @@ def check(name: str, values: float | FloatArray, accept: Callable[[FloatArray], 
     if bad.size:
         where = f" at step {bad[0]}" if array.ndim else ""
         raise ExplrError(f"{name}={np.atleast_1d(array)[bad[0]]}{where}: {name} {rule}.")
+
+
+def alike(value: Any, pattern: Any) -> bool:
+    """Tell whether a value has the form of a pattern: numbers where it has numbers, lists as long, the same keys.
+
+    >>> alike({"a": [1, 2.0]}, {"a": [0.5, 3]}), alike({"a": [1]}, {"a": [0.5, 3]}), alike("x", 1.0), alike(math.nan, 1.0)
+    (True, False, False, False)
+    """
+    if isinstance(pattern, Mapping):
+        return (
+            isinstance(value, Mapping) and value.keys() == pattern.keys() and all(alike(value[k], pattern[k]) for k in pattern)
+        )
+    if isinstance(pattern, list | tuple):
+        same = isinstance(value, list | tuple) and len(value) == len(pattern)
+        return same and all(map(alike, value, pattern))
+    if isinstance(pattern, Real) and not isinstance(pattern, bool):
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return type(value) is type(pattern)

@@ -5,7 +5,9 @@ Nothing here knows the theorem: numbers go in and out of ``optimizer.param_group
 
 from __future__ import annotations
 
+import inspect
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -32,6 +34,12 @@ def family_of(optimizer: torch.optim.Optimizer, group: Group) -> Family:
     Raises:
         ExplrError: for an optimizer that has no twin of this kind, with the reason and the remedy.
     """
+    home = inspect.unwrap(type(optimizer).step).__module__
+    if isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW) and not home.startswith("torch.optim."):
+        raise ExplrError(
+            f"{type(optimizer).__name__} has a step of its own ({home}), of which explr knows nothing: use torch's "
+            f"{'SGD' if isinstance(optimizer, torch.optim.SGD) else 'AdamW'} itself."
+        )
     if isinstance(optimizer, torch.optim.SGD):
         return Nesterov() if group["nesterov"] else HeavyBall()
     if isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"):
@@ -48,7 +56,14 @@ def family_of(optimizer: torch.optim.Optimizer, group: Group) -> Family:
 
 
 def check_group(index: int, group: Group) -> None:
-    """Refuse an option that has no exact counterpart."""
+    """Refuse an option that has no exact counterpart, and values that are no plain numbers."""
+    for name in _NUMBERS & group.keys():
+        values = group[name] if name == "betas" else [group[name]]
+        if not (isinstance(values, list | tuple) and all(map(_is_number, values))):
+            raise ExplrError(
+                f"parameter group {index} has {name}={group[name]!r}: it must be a number, or a tensor of one float32 or "
+                "float64 without gradient."
+            )
     for option, remedy in _REFUSED.items():
         if group.get(option):
             raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
@@ -64,11 +79,19 @@ def check_group(index: int, group: Group) -> None:
         )
 
 
+_NUMBERS = {"lr", "weight_decay", "momentum", "dampening", "betas", "eps"}
 _REFUSED = {
     "maximize": "explr converts minimisation. Minimise the negative of the objective.",
     "amsgrad": "a largest square of gradients that were taken at other scales of the weights has no exact counterpart. "
     "Use amsgrad=False.",
 }
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a number; a tensor must hold one as exactly as it is set, and not be trained."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and value.dtype in (torch.float32, torch.float64) and not value.requires_grad
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def read(group: Group, names: tuple[str, ...]) -> dict[str, float]:

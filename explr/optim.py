@@ -7,14 +7,16 @@ the running statistics of normalisation layers along, and keeps weights and rate
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from explr.checks import alike
 from explr.errors import ExplrError
 from explr.groups import Group, check_group, converts, family_of, memory_of, read, smallest_dtype, trains, write
 from explr.recursions import no_twin
@@ -164,26 +166,34 @@ class ExpLR(LRScheduler):
             ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, or
                 of a renormalised run while this one has no model.
         """
-        if not {"scheduler", "eps", "believed", "exponents", "families"} <= state_dict.keys():
+        own = self.state_dict()
+        if not isinstance(state_dict, Mapping) or not own.keys() <= state_dict.keys():
             raise ExplrError("the state is not that of an ExpLR: it must come from ExpLR.state_dict().")
-        state = dict(state_dict)
+        state = {name: state_dict[name] for name in own}
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
         state.pop("renormalize")  # how to go on is for the one who builds the scheduler to say
-        if any(state["exponents"]) and self.norms is None:
-            raise ExplrError("the state is of a run with renormalize=True: build ExpLR with model= to go on with it.")
-        if state["families"] != self.families:
+        families = state["families"]
+        if isinstance(families, list) and families != self.families:
             raise ExplrError(
-                f"the state is of {len(state['families'])} parameter groups ({', '.join(state['families'])}), the optimizer "
+                f"the state is of {len(families)} parameter groups ({', '.join(map(str, families))}), the optimizer "
                 f"has {len(self.families)} ({', '.join(self.families)}): build the optimizer as it was built for the state."
             )
+        damaged = [name for name, value in state.items() if not alike(value, own[name])]
+        if not (wrapped is None or (isinstance(wrapped, list | tuple) and len(wrapped) == 2)):
+            damaged.append("scheduler")
+        if not (eps is None or (isinstance(eps, Mapping) and alike(list(eps.values()), [0.0] * len(eps)))):
+            damaged.append("eps")
+        if damaged:
+            raise ExplrError(f"the state is damaged at {', '.join(damaged)}: load another one. Nothing has changed.")
+        if any(state["exponents"]) and self.norms is None:
+            raise ExplrError("the state is of a run with renormalize=True: build ExpLR with model= to go on with it.")
         kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
         if kinds[0] != kinds[1]:
             raise ExplrError(
                 f"the state is of the wrapped scheduler {kinds[0]}, this ExpLR has {kinds[1]}: wrap the same kind."
             )
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(wrapped[1])
-        self.__dict__.update(state)
+        self._load_wrapped(wrapped)
+        self.__dict__.update(copy.deepcopy(state))
         if self.norms is not None:
             self.norms.choose(self._decayed())
             self.norms.eps.update(eps or {})
@@ -192,6 +202,20 @@ class ExpLR(LRScheduler):
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             write(group, {"lr": float(lr)})
         self._scale_eps()
+
+    def _load_wrapped(self, wrapped: Any) -> None:
+        """Load the state of the wrapped scheduler, or leave it as it was."""
+        if self.scheduler is None:
+            return
+        before = copy.deepcopy(self.scheduler.state_dict())
+        try:
+            self.scheduler.load_state_dict(copy.deepcopy(wrapped[1]))
+        except Exception as error:  # whatever a damaged state does to a scheduler of somebody else
+            self.scheduler.load_state_dict(before)
+            raise ExplrError(
+                f"the state of the wrapped {wrapped[0]} cannot be loaded ({type(error).__name__}: {error}). Nothing "
+                "has changed."
+            ) from error
 
     def _step_wrapped(self, metrics: Any) -> list[dict[str, float]]:
         """Let the wrapped scheduler act on what it believes in, and return what it makes of it."""

@@ -493,3 +493,106 @@ def test_a_refused_step_leaves_the_rate_as_it_was():
     with pytest.raises(ExplrError):
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == before
+
+
+class Layerwise(torch.optim.SGD):
+    """A subclass whose step is its own, as LARS has."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Renamed(torch.optim.SGD):
+    """A subclass that only has another name."""
+
+
+def test_a_subclass_with_a_step_of_its_own_is_refused_and_one_without_is_not():
+    net = TinyNet()
+    with pytest.raises(ExplrError, match=r"Layerwise has a step of its own \(test_optim\)"):
+        ExpLR(Layerwise(net.trainable(), lr=0.1, weight_decay=1e-3))
+    ExpLR(Renamed(net.trainable(), lr=0.1, weight_decay=1e-3))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("lr", "0.1"),
+        ("lr", None),
+        ("lr", torch.tensor(0.1, dtype=torch.float16)),
+        ("lr", torch.tensor(1)),
+        ("lr", torch.tensor(0.1, requires_grad=True)),
+        ("lr", torch.tensor([0.1, 0.1])),
+        ("momentum", [0.9]),
+        ("momentum", True),
+        ("weight_decay", 1e-3 + 0j),
+        ("dampening", "none"),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_no_plain_number_is_refused_and_the_optimizer_is_left_as_it_was(name, value):
+    optimizer = sgd(TinyNet())
+    optimizer.param_groups[0][name] = value
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(ExplrError, match=f"has {name}="):
+        ExpLR(optimizer)
+    assert all(optimizer.param_groups[0][key] is kept for key, kept in before.items())
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def spoilt(state, name, value):
+    return {**copy.deepcopy(state), name: value}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: None,
+        lambda state: [],
+        lambda state: "state",
+        lambda state: {},
+        lambda state: spoilt(state, "believed", 3),
+        lambda state: spoilt(state, "believed", [{"lr": 0.1}]),
+        lambda state: spoilt(state, "log_scale", ["far"]),
+        lambda state: spoilt(state, "log_scale", [math.nan]),
+        lambda state: spoilt(state, "memory", [[0.0]]),
+        lambda state: spoilt(state, "families", None),
+        lambda state: spoilt(state, "families", ["AdamW"]),
+        lambda state: spoilt(state, "in_use", [None]),
+        lambda state: spoilt(state, "last_epoch", "two"),
+        lambda state: spoilt(state, "scheduler", ["StepLR"]),
+        lambda state: spoilt(state, "scheduler", ["StepLR", None]),
+        lambda state: spoilt(state, "eps", {"norm": "small"}),
+    ],
+)
+def test_a_damaged_state_gives_one_error_and_changes_nothing(spoil):
+    net = TinyNet()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 3))
+    optimizer.step()
+    scheduler.step()
+    before = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    with pytest.raises(ExplrError):
+        scheduler.load_state_dict(spoil(scheduler.state_dict()))
+    assert (optimizer.state_dict(), scheduler.state_dict()) == before
+    scheduler.load_state_dict(before[1])
+
+
+def test_a_closure_that_raises_may_be_tried_again():
+    net = TinyNet()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    inputs, labels = batches(1)[0]
+
+    def closure(fail):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(inputs), labels)
+        loss.backward()
+        if fail:
+            raise MemoryError
+        return loss
+
+    with pytest.raises(MemoryError):
+        optimizer.step(lambda: closure(True))
+    optimizer.step(lambda: closure(False))
+    scheduler.step()
+    assert scheduler.log_scale[0] > 0
