@@ -42,9 +42,10 @@ def family_of(optimizer: torch.optim.Optimizer, group: Group) -> Family:
         )
     if isinstance(optimizer, torch.optim.SGD):
         return Nesterov() if group["nesterov"] else HeavyBall()
-    if isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"):
+    adam = isinstance(optimizer, torch.optim.Adam)  # NAdam and RAdam have the option, too, and are other optimizers
+    if isinstance(optimizer, torch.optim.AdamW) or (adam and group.get("decoupled_weight_decay")):
         return AdamW()
-    if isinstance(optimizer, torch.optim.Adam):
+    if adam:
         raise ExplrError(
             "Adam squares gradients that weight decay was added to, and no one factor of the weights carries that: it has no "
             "twin. Use torch.optim.AdamW, or Adam with decoupled_weight_decay=True."
@@ -67,18 +68,21 @@ def check_group(index: int, group: Group) -> None:
     for option, remedy in _REFUSED.items():
         if group.get(option):
             raise ExplrError(f"parameter group {index} has {option}={group[option]}: {remedy}")
-    if not 0.0 <= float(group.get("momentum", 0.0)) < 1.0:
-        raise ExplrError(f"parameter group {index} has momentum={group['momentum']}: it must lie in [0, 1).")
-    if not float(group.get("dampening", 0.0)) < 1.0:
-        raise ExplrError(f"parameter group {index} has dampening={group['dampening']}: it must be below 1.")
     if not group["params"]:
         raise ExplrError(f"parameter group {index} has no parameters: leave it out.")
-    if not 0.0 <= float(group["weight_decay"]) < math.inf:
-        raise ExplrError(
-            f"parameter group {index} has weight_decay={float(group['weight_decay'])}: it must be finite and not negative."
-        )
 
 
+def check_ranges(index: int, settings: dict[str, float], step: int) -> None:
+    """Refuse hyper-parameters, of the run with weight decay, of which nothing is known."""
+    for name, value in settings.items():
+        least, below = _RANGES.get(name, (0.0, math.inf))
+        if not least <= value < below:
+            rule = f"lie in [{least:g}, {below:g})" if least == 0.0 and below == 1.0 else f"be below {below:g}"
+            rule = "be finite and not negative" if below == math.inf else rule
+            raise ExplrError(f"parameter group {index} has {name}={value} at step {step}: it must {rule}.")
+
+
+_RANGES = {"momentum": (0.0, 1.0), "beta1": (0.0, 1.0), "beta2": (0.0, 1.0), "dampening": (-math.inf, 1.0)}
 _NUMBERS = {"lr", "weight_decay", "momentum", "dampening", "betas", "eps"}
 _REFUSED = {
     "maximize": "explr converts minimisation. Minimise the negative of the objective.",

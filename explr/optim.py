@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from explr.checks import alike
 from explr.errors import ExplrError
-from explr.groups import Group, check_group, converts, family_of, memory_of, read, smallest_dtype, trains, write
+from explr.groups import Group, check_group, check_ranges, converts, family_of, memory_of, read, smallest_dtype, trains, write
 from explr.recursions import no_twin
 from explr.symmetry import Norms, exact_exp, scale_weights
 
@@ -60,7 +60,8 @@ class ExpLR(LRScheduler):
             optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
 
     Raises:
-        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate leaves the range of the
+        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate, or with AdamW the square of the
+            growth, leaves the range of the
             parameters' dtype; when ``optimizer.step()`` is called twice without :meth:`step` in between, or after somebody else
             has set what ExpLR sets.
 
@@ -105,12 +106,17 @@ class ExpLR(LRScheduler):
         self.families = [type(family).__name__ for family in families]
         self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
         self.believed = [read(group, family.reads) for group, family in zip(groups, families, strict=True)]
-        self.after = [list(memory_of(optimizer, i, groups[i], family)) for i, family in enumerate(families)]
+        self.after = [
+            list(memory_of(optimizer, i, groups[i], family) if converted else family.start())
+            for i, (family, converted) in enumerate(zip(families, self.converted, strict=True))
+        ]
         self.memory = [list(memory) for memory in self.after]  # before the coming step; after it: self.after
         self.shares = [0.0] * len(groups)  # x_t
         self.log_scale = [0.0] * len(groups)
         self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
+        self.refusal = ""  # why the last step was refused
         self._optimizer_stepped = False
+        self.norms: Norms | None = None
         self._convert(self.believed, step=0)
         self.norms = None if model is None else Norms(model, self._decayed(), example_inputs)
         self._check_joint()
@@ -134,9 +140,16 @@ class ExpLR(LRScheduler):
                 range. The optimizer then keeps what it had.
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first step is prepared already
+            if self.refusal:
+                raise ExplrError(f"an earlier step was refused, and the wrapped schedule has moved on since: {self.refusal}")
             self._check_untouched()
             scales, exponents = self.log_scale, self.exponents
-            self._convert(self._step_wrapped(metrics), step=self.last_epoch + 1)
+            believed = self._step_wrapped(metrics)
+            try:
+                self._convert(believed, step=self.last_epoch + 1)
+            except ExplrError as error:
+                self.refusal = str(error)
+                raise
             self._scale_model(scales, exponents)
             self._write()
             self._optimizer_stepped = False
@@ -178,22 +191,26 @@ class ExpLR(LRScheduler):
                 f"the state is of {len(families)} parameter groups ({', '.join(map(str, families))}), the optimizer "
                 f"has {len(self.families)} ({', '.join(self.families)}): build the optimizer as it was built for the state."
             )
+        # What is in use may have other names here: on an optimizer whose decay was taken before nothing looks converted.
+        in_use = state.pop("in_use")
         damaged = [name for name, value in state.items() if not alike(value, own[name])]
+        if not isinstance(in_use, list) or len(in_use) != len(self.in_use) or not all(map(_has_numbers, in_use)):
+            damaged.append("in_use")
         if not (wrapped is None or (isinstance(wrapped, list | tuple) and len(wrapped) == 2)):
             damaged.append("scheduler")
-        if not (eps is None or (isinstance(eps, Mapping) and alike(list(eps.values()), [0.0] * len(eps)))):
+        if not (eps is None or _has_numbers(eps)):
             damaged.append("eps")
         if damaged:
             raise ExplrError(f"the state is damaged at {', '.join(damaged)}: load another one. Nothing has changed.")
-        if any(state["exponents"]) and self.norms is None:
-            raise ExplrError("the state is of a run with renormalize=True: build ExpLR with model= to go on with it.")
+        if eps is not None and self.norms is None:
+            raise ExplrError("the state is of a run with model=: build ExpLR with model= to go on with it.")
         kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
         if kinds[0] != kinds[1]:
             raise ExplrError(
                 f"the state is of the wrapped scheduler {kinds[0]}, this ExpLR has {kinds[1]}: wrap the same kind."
             )
         self._load_wrapped(wrapped)
-        self.__dict__.update(copy.deepcopy(state))
+        self.__dict__.update(copy.deepcopy({**state, "in_use": in_use}))
         if self.norms is not None:
             self.norms.choose(self._decayed())
             self.norms.eps.update(eps or {})
@@ -241,16 +258,21 @@ class ExpLR(LRScheduler):
         Raises before anything has changed.
         """
         rows = [self._convert_group(index, settings, step) for index, settings in enumerate(believed)]
+        if self.norms is not None and self.norms.joint:
+            moves = [
+                (row["log_scale"], row["shares"]) for row, converted in zip(rows, self.converted, strict=True) if converted
+            ]
+            if any(move != moves[0] for move in moves):
+                raise ExplrError(f"at step {step} {_JOINT}")
         self.believed = believed
         for name in rows[0]:
             setattr(self, name, [row[name] for row in rows])
 
     def _convert_group(self, index: int, settings: dict[str, float], step: int) -> dict[str, Any]:
         group, lr = self.optimizer.param_groups[index], settings["lr"]
-        if not 0.0 <= lr < math.inf:
-            raise ExplrError(f"lr={lr} at step {step} must be finite and not negative: check the wrapped scheduler.")
+        check_ranges(index, settings, step)
         momentum, before = settings.get("momentum", 0.0), self.believed[index].get("momentum", 0.0)
-        if (momentum > 0.0) != (before > 0.0):
+        if self.converted[index] and (momentum > 0.0) != (before > 0.0):
             raise ExplrError(
                 f"momentum={momentum} at step {step} after {before}: torch's SGD does not touch its momentum buffer at "
                 "momentum 0, so the switch has no exact counterpart. Use a small positive momentum, such as 1e-9."
@@ -264,7 +286,7 @@ class ExpLR(LRScheduler):
         row = {"memory": memory, "log_scale": scale, "rounding": rounding}
         log_lr = math.log(lr) if lr else -math.inf
         if not self.converted[index]:
-            _check_overflow(log_lr, group, step)
+            _check_overflow("learning rate", log_lr, 1.0, group, step)
             kept = {name: value for name, value in settings.items() if name != "lr"}
             row |= {"after": memory, "shares": 0.0, "log_lr": log_lr, "exponents": 0, "rates": lr, "in_use": kept}
             return row
@@ -276,11 +298,17 @@ class ExpLR(LRScheduler):
         power = family.lr_power
         log_growth = power * scale - math.log1p(-share) + twin.pop("log_factor")
         exponent = round(scale / math.log(2)) if self.renormalize else 0
-        _check_overflow(log_lr + log_growth - power * exponent * math.log(2), group, step)
+        _check_overflow("learning rate", log_lr + log_growth - power * exponent * math.log(2), 1.0, group, step)
+        if (
+            power == 1
+        ):  # a rate that grows as the weights do outlives the squares: of activations, and of gradients, which shrink
+            _check_overflow("growth of the weights", scale - exponent * math.log(2), 0.25, group, step)
+        whole = math.floor(log_growth / math.log(2))  # the rate may be in range where its growth is not
         if "log_eps_factor" in twin:
             twin["eps"] = settings["eps"] * exact_exp(twin.pop("log_eps_factor") - scale, -exponent)
         row |= {"after": list(after), "shares": share, "log_lr": log_lr + log_growth, "exponents": exponent}
-        row |= {"rates": lr * exact_exp(log_growth, power * exponent), "in_use": {"weight_decay": 0.0, **twin}}
+        rate = math.ldexp(lr * exact_exp(log_growth, whole), whole - power * exponent)
+        row |= {"rates": rate, "in_use": {"weight_decay": 0.0, **twin}}
         return row
 
     def _write(self) -> None:
@@ -297,10 +325,7 @@ class ExpLR(LRScheduler):
             return
         decayed = [settings for settings, converted in zip(self.believed, self.converted, strict=True) if converted]
         if any(settings != decayed[0] for settings in decayed):
-            raise ExplrError(
-                "the parameter groups have different lr, weight_decay or momentum, but the model is scale-invariant only when "
-                "they are scaled together: give all groups with weight decay the same, or put them into one group."
-            )
+            raise ExplrError(_JOINT)
 
     def _check_untouched(self) -> None:
         """Refuse to go on when somebody has changed what this scheduler sets."""
@@ -445,11 +470,22 @@ def _has_explr(optimizer: torch.optim.Optimizer) -> bool:
     return any(isinstance(hook, _Watch) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
-def _check_overflow(log_lr: float, group: Group, step: int) -> None:
+_JOINT = (
+    "the parameter groups have different lr, weight_decay or momentum, but the model is scale-invariant only when they are "
+    "scaled together: give all groups with weight decay the same, or put them into one group."
+)
+
+
+def _has_numbers(mapping: Any) -> bool:
+    return isinstance(mapping, Mapping) and alike(list(mapping.values()), [0.0] * len(mapping))
+
+
+def _check_overflow(what: str, log: float, part: float, group: Group, step: int) -> None:
+    """Refuse a step at which something leaves a part, in powers, of the range of the parameters."""
     dtype = smallest_dtype(group)
-    if log_lr > math.log(torch.finfo(dtype).max):
+    if log > part * math.log(torch.finfo(dtype).max):
         raise ExplrError(
-            f"the learning rate of step {step} is exp({log_lr:.6g}), beyond the range of {dtype}. Use ExpLR(..., model=model, "
+            f"the {what} of step {step} is exp({log:.6g}), beyond the range of {dtype}. Use ExpLR(..., model=model, "
             "renormalize=True), which keeps it bounded, train in a wider dtype, or stop before this step."
         )
 

@@ -523,3 +523,114 @@ def test_bad_input_gets_one_error_that_restates_it(call, parts):
         call()
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["NAdam", "RAdam"])
+def test_other_optimizers_with_decoupled_decay_are_not_taken_for_adamw(name):
+    optimizer = getattr(torch.optim, name)(TinyNet().trainable(), weight_decay=0.1, decoupled_weight_decay=True)
+    with pytest.raises(ExplrError, match=f"{name} has no exponential counterpart"):
+        ExpLR(optimizer)
+
+
+class TwoBranches(torch.nn.Module):
+    """Invariant only when both branches are scaled together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (torch.nn.Linear(5, 6, bias=False) for _ in range(2))
+        self.norm = torch.nn.BatchNorm1d(6, affine=False)
+
+    def forward(self, x):
+        return self.norm(self.a(x) + self.b(x))
+
+
+def test_groups_that_belong_together_must_stay_together():
+    net = TwoBranches().double()
+    groups = [{"params": [net.a.weight]}, {"params": [net.b.weight]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-2)
+    schedule = lr_scheduler.LambdaLR(optimizer, [lambda t: 1.0, lambda t: 1.0 if t < 3 else 0.1])
+    scheduler = ExpLR(optimizer, schedule, model=net)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    optimizer.step()
+    with pytest.raises(ExplrError, match="at step 3 the parameter groups have different lr"):
+        scheduler.step()
+
+
+@every_optimizer
+def test_an_optimizer_that_was_loaded_first_resumes_too(name):
+    """Its weight decay is 0 by then, so what ExpLR builds on it looks as if nothing converted."""
+    net = TinyNet()
+    optimizer = OPTIMIZERS[name](net.trainable())
+    scheduler = ExpLR(optimizer)
+    train(net, optimizer, 5, after=scheduler.step)
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), scheduler.state_dict()))
+    expected = train(net, optimizer, 5, after=scheduler.step)
+    net = TinyNet()
+    optimizer = OPTIMIZERS[name](net.trainable())
+    net.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    scheduler = ExpLR(optimizer)
+    scheduler.load_state_dict(saved[2])
+    assert all(torch.equal(a, b) for a, b in zip(expected, train(net, optimizer, 5, after=scheduler.step), strict=True))
+
+
+def test_a_rate_in_range_whose_growth_is_not_is_no_traceback():
+    optimizer = torch.optim.SGD(TinyNet().trainable(), lr=1e-6, weight_decay=1e5)
+    scheduler = ExpLR(optimizer)
+    with pytest.raises(ExplrError, match="renormalize=True"):
+        for _ in range(5000):
+            optimizer.step()
+            scheduler.step()
+    assert scheduler.log_lr[0] > 709
+
+
+def test_adamw_stops_before_squares_leave_the_range():
+    net = TinyNet().float()
+    optimizer = torch.optim.AdamW(net.trainable(), lr=1e-2, weight_decay=10.0)
+    scheduler = ExpLR(optimizer)
+    with pytest.raises(ExplrError, match=r"growth of the weights of step \d+.*torch.float32.*renormalize=True"):
+        for _ in range(1000):
+            optimizer.step()
+            scheduler.step()
+    assert 21 < scheduler.log_scale[0] < 23
+
+
+def test_a_twin_of_nesterov_may_need_a_momentum_above_1():
+    lrs = [1.0] + [0.01] * 9
+    twin = convert(lrs, 0.1, 0.9, nesterov=True)
+    assert twin.momentum[0] > 1
+    runs = []
+    for explr in (False, True):
+        net = TinyNet()
+        optimizer = torch.optim.SGD(net.trainable(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.1)
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 1.0 if t == 0 else 0.01)
+        scheduler = ExpLR(optimizer, scheduler) if explr else scheduler
+        runs.append(train(net, optimizer, 10, after=scheduler.step)[0])
+    assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < TOLERANCE
+
+
+def test_a_refused_step_stays_refused():
+    optimizer = OPTIMIZERS["AdamW"](TinyNet().trainable())
+    scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda t: 1e4 if t == 1 else 1.0))
+    optimizer.step()
+    for part in ("step 1", "an earlier step was refused"):
+        with pytest.raises(ExplrError, match=part):
+            scheduler.step()
+
+
+def test_a_state_with_a_model_needs_a_model():
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6, bias=False), torch.nn.BatchNorm1d(6, affine=False))
+    state = ExpLR(OPTIMIZERS["AdamW"](net.parameters()), model=net).state_dict()
+    with pytest.raises(ExplrError, match="model="):
+        ExpLR(OPTIMIZERS["AdamW"](net.parameters())).load_state_dict(state)
+
+
+def test_groups_that_do_not_convert_may_have_any_past():
+    net = TinyNet()
+    groups = [{"params": [net.first]}, {"params": [net.second], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+    net.second.grad = torch.ones_like(net.second)
+    optimizer.step()
+    ExpLR(optimizer)

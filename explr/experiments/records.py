@@ -88,17 +88,25 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ExplrError(f"{name}={value!r} must be a whole number, at least {least}.")
+        for name in ("weight_decay", "momentum", "weight_scale"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ExplrError(f"{name}={getattr(self, name)!r} must be a number.")
         if not 0.0 <= self.weight_decay < math.inf:
             raise ExplrError(f"weight_decay={self.weight_decay!r} must be finite and not negative.")
         if not 0.0 <= self.momentum < 1.0:
             raise ExplrError(f"momentum={self.momentum!r} must lie in [0, 1).")
         if self.optimizer not in get_args(Optimizer):
             raise ExplrError(f"optimizer={self.optimizer!r} is unknown: use {', '.join(get_args(Optimizer))}.")
-        object.__setattr__(self, "betas", tuple(self.betas))  # a record gives a list
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+        if isinstance(self.betas, list):  # as a record gives it
+            object.__setattr__(self, "betas", tuple(self.betas))
+        if not (
+            isinstance(self.betas, tuple)
+            and len(self.betas) == 2
+            and all(isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in self.betas)
+        ):
             raise ExplrError(f"betas={self.betas!r} must be two numbers in [0, 1).")
-        if not 0.0 < self.weight_scale < math.inf:
-            raise ExplrError(f"weight_scale={self.weight_scale!r} must be finite and positive.")
+        if not 1e-6 <= self.weight_scale <= 1e6:
+            raise ExplrError(f"weight_scale={self.weight_scale!r} must lie between 1e-6 and 1e6.")
 
     def learning_rates(self, steps: int) -> ExpSchedule | AdamWSchedule:
         """Return the learning rates of the first ``steps`` steps, what goes with them, and the growth of the weights.

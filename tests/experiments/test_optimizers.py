@@ -74,6 +74,11 @@ def test_other_optimizers_are_not_captured(optimizer, monkeypatch):
     [
         ({"optimizer": "lion"}, "optimizer='lion'"),
         ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0)"),
+        ({"betas": 5}, "betas=5"),
+        ({"betas": ("a", 0.9)}, "betas=('a', 0.9)"),
+        ({"weight_decay": "x"}, "weight_decay='x'"),
+        ({"momentum": None}, "momentum=None"),
+        ({"weight_scale": 1e200}, "weight_scale=1e+200"),
     ],
 )
 def test_bad_configurations_are_refused(options, part):
