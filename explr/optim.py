@@ -60,10 +60,9 @@ class ExpLR(LRScheduler):
             optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
 
     Raises:
-        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate, or with AdamW the square of the
-            growth, leaves the range of the
-            parameters' dtype; when ``optimizer.step()`` is called twice without :meth:`step` in between, or after somebody else
-            has set what ExpLR sets.
+        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate, or with AdamW the square of
+            the weights' growth, leaves the range of the parameters' dtype; when ``optimizer.step()`` is called twice without
+            :meth:`step` in between, or after somebody else has set what ExpLR sets.
 
     >>> weights = torch.nn.Parameter(torch.ones(3))
     >>> optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=5e-4)
