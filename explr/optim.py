@@ -128,6 +128,16 @@ class ExpLR(LRScheduler):
         """The learning rates that the wrapped scheduler believes in, one per parameter group; log these."""
         return [settings["lr"] for settings in self.believed]
 
+    @property
+    def gradient_scale(self) -> list[float]:
+        """By how much gradients are now shorter than in the run with weight decay, one per parameter group.
+
+        A fixed threshold of gradient clipping must shrink with them:
+        ``clip_grad_norm_(weights, threshold * scheduler.gradient_scale[0])``. Where one norm is taken over several groups, all
+        must have the same scale.
+        """
+        return [exact_exp(-scale, -exponent) for scale, exponent in zip(self.log_scale, self.exponents, strict=True)]
+
     def step(self, metrics: Any = None) -> None:
         """Set the hyper-parameters of the next ``optimizer.step()``; call once after each.
 

@@ -52,6 +52,8 @@ class Norms:
     def __init__(
         self, model: nn.Module, groups: Sequence[Sequence[Tensor]], example_inputs: Sequence[Any] | None = None
     ) -> None:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module  # the network inside is what torch.export can trace
         self._model = model
         self._check_own(groups)
         self._report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))

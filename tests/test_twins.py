@@ -634,3 +634,34 @@ def test_groups_that_do_not_convert_may_have_any_past():
     net.second.grad = torch.ones_like(net.second)
     optimizer.step()
     ExpLR(optimizer)
+
+
+@every_optimizer
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_clipping_at_a_threshold_that_shrinks_with_the_gradients_is_the_same_clipping(name, renormalize):
+    runs = []
+    for explr in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 6, bias=False), torch.nn.BatchNorm1d(6, affine=False)).double()
+        optimizer = OPTIMIZERS[name](net.parameters())
+        scheduler = ExpLR(optimizer, model=net, renormalize=renormalize) if explr else None
+        out = []
+        for inputs, labels in batches(ADAM_STEPS):
+            logits = net(inputs)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels).backward()
+            threshold = 0.05 * (scheduler.gradient_scale[0] if scheduler else 1.0)
+            assert torch.nn.utils.clip_grad_norm_(net.parameters(), threshold) > threshold
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+            out.append(logits.detach())
+        runs.append(torch.stack(out))
+    # torch adds 1e-6 to the norm that it divides by, whatever the scale of gradients.
+    assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < 1e-6
+
+
+def test_a_wrapped_model_is_unwrapped():
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6, bias=False), torch.nn.BatchNorm1d(6, affine=False))
+    scheduler = ExpLR(OPTIMIZERS["AdamW"](net.parameters()), model=torch.nn.DataParallel(net), renormalize=True)
+    assert list(scheduler.norms.layers) == ["1"]
