@@ -64,10 +64,11 @@ lab: $(VENV) ## open the chapters in JupyterLab, with live sliders and progress 
 notebooks: $(VENV) ## execute every notebook in place, and normalise it; what `git diff` then shows has changed
 	$(BIN)/python -m tools.notebooks --execute
 
-format: $(VENV) ## format the code and normalise the notebooks
+format: $(VENV) ## format the code, normalise the notebooks, draw the house
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m tools.notebooks
+	$(BIN)/python -m tools.architecture
 
 address: $(VENV) ## check the repository's public address, or set it: make address URL=https://github.com/me/explr (or URL=none)
 	$(BIN)/python -m tools.address $(URL)
