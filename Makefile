@@ -17,7 +17,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks book check-book lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries book check-book lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -41,6 +41,10 @@ test: $(VENV) ## lint, types, unit and property tests, doctests, then every note
 
 test-notebooks: $(VENV) ## every notebook against its committed outputs, which hold on CIFAR-10 and on generated images
 	$(PARALLEL) --nbval-lax --nbval-sanitize-with tests/nbval.cfg book
+
+test-libraries: $(VENV) ## the training loops of Lightning, Accelerate, Transformers and timm under ExpLR; installs them
+	$(BIN)/python -m pip install --quiet --editable '.[libraries]'
+	$(PARALLEL) tests/libraries
 
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
 # an output can depend on has changed: the library, the stored results, an installed version, the data folder.

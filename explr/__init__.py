@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from explr.experiments.records import Run, RunConfig
     from explr.experiments.training import train
     from explr.invariance import InvarianceReport, Lemma1Report, lemma1, scale_invariance
-    from explr.optim import ExpLR, rescale
+    from explr.optim import ExpLR
+    from explr.scaling import rescale, unscale
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "schedules",
     "texp",
     "train",
+    "unscale",
     "weight_decay_for",
 ]
 
@@ -62,7 +64,8 @@ _HOMES = {
     "explr.experiments.records": "Run RunConfig",
     "explr.experiments.training": "train",
     "explr.invariance": "InvarianceReport Lemma1Report lemma1 scale_invariance",
-    "explr.optim": "ExpLR rescale",
+    "explr.optim": "ExpLR",
+    "explr.scaling": "rescale unscale",
     "explr.schedules": "schedules",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -116,6 +116,26 @@ def write(group: Group, values: dict[str, float]) -> None:
             group["lr"] = values["lr"]
 
 
+def copy_of(group: Group, **changes: Any) -> Group:
+    """Return a group of the same parameters whose hyper-parameters, tensors among them, change on their own."""
+    own = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in group.items()}
+    return {**own, **changes}
+
+
+def split(group: Group, chosen: set[int]) -> Group | None:
+    """Leave in a group only the chosen parameters (by id) and those that do not train, and return the group of the others.
+
+    A group that has none of the chosen keeps all, and is marked as one that does not convert, as the new group is.
+    """
+    kept = [p for p in group["params"] if id(p) in chosen or not trains(p)]
+    others = [p for p in group["params"] if id(p) not in chosen and trains(p)]
+    if not any(map(trains, kept)):
+        group["scale_invariant"] = False
+        return None
+    group["params"] = kept
+    return copy_of(group, params=others, scale_invariant=False) if others else None
+
+
 def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family: Family) -> Memory:
     """Return the memory with which a family's recursion begins on buffers as they are.
 

@@ -8,48 +8,76 @@ the running statistics of normalisation layers along, and keeps weights and rate
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from explr.checks import alike
+from explr.checks import FloatArray, alike
 from explr.errors import ExplrError
-from explr.groups import Group, check_group, check_ranges, converts, family_of, memory_of, read, smallest_dtype, trains, write
-from explr.recursions import no_twin
+from explr.groups import (
+    Group,
+    check_group,
+    check_ranges,
+    converts,
+    copy_of,
+    family_of,
+    memory_of,
+    read,
+    smallest_dtype,
+    split,
+    trains,
+    write,
+)
+from explr.invariance.tables import few
+from explr.recursions import Family, no_twin
 from explr.symmetry import Norms, exact_exp, scale_weights
+
+MARK = "explr_update"  # in a group: the update for which ExpLR has set it
+_STATE = (
+    *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
+    *("rounding", "log_lr", "exponents", "rates", "in_use", "updates", "dry", "calls", "prepared", "written"),
+)
 
 
 class ExpLR(LRScheduler):
     r"""Replace weight decay by its exact effect on the learning rate (Li & Arora 2020, Theorem 1, for any schedule).
 
-    Takes the weight decay out of the optimizer's parameter groups and, at every :meth:`step`, sets the hyper-parameters with
-    which the same optimizer without weight decay computes the same functions, provided that the loss is scale-invariant in the
-    parameters of the group. The weights themselves grow, by ``exp(log_scale)``. With heavy-ball momentum only the learning rate
-    changes; with Nesterov momentum momentum and dampening do as well, with AdamW betas and eps (:mod:`explr.recursions`).
+    Takes the weight decay out of the optimizer's parameter groups and, at every ``optimizer.step()``, sets the hyper-parameters
+    with which the same optimizer without weight decay computes the same functions, provided that the loss is scale-invariant in
+    the parameters of the group. The weights themselves grow, by ``exp(log_scale)``. With heavy-ball momentum only the learning
+    rate changes; with Nesterov momentum momentum and dampening do as well, with AdamW betas and eps (:mod:`explr.recursions`).
 
-    Call :meth:`step` once after every ``optimizer.step()`` (not once an epoch), evaluate after it, and give the wrapped
-    scheduler its milestones in steps. After a step that did not happen, such as one that a GradScaler skipped, :meth:`step`
-    moves the wrapped schedule alone. A ``ReduceLROnPlateau`` advances at the calls that carry a metric, ``step(metric)``. Every
-    parameter must have a gradient at every step: one that has none torch does not decay.
+    Call :meth:`step` exactly where the wrapped scheduler's own was called, after every update or once an epoch: it moves the
+    wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
+    accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
+    the parameters of a group have gradients all or none: those without torch would neither move nor decay.
 
     Args:
         optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
             (or Adam with ``decoupled_weight_decay=True``), new or under way. A group whose ``weight_decay`` is 0 keeps the rate
             of the schedule; so does one marked ``scale_invariant=False``, which keeps its weight decay too. A CUDA graph of
             ``optimizer.step()`` would freeze what changes at every step, and is refused.
-        scheduler: any torch scheduler of the same optimizer; it goes on believing in the original hyper-parameters, and may
-            move any of them. Without one they are constant.
-        model: the network, in training mode. With it eps and running statistics of the norms are scaled with the weights, so
-            that the equivalence is exact at any eps and in eval mode too. It must be scale-invariant in the converted
-            groups. Without it the equivalence is as good as eps is negligible. (The eps changes at every step, so a model
-            under torch.compile would be compiled again and again: leave it out there.)
+        scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
+            hyper-parameters and groups, and may move any of them. Without one they are constant.
+        model: the network, in training mode. :func:`explr.scale_invariance` finds the weights in which it is scale-invariant;
+            the others are moved to parameter groups of their own, which keep their weight decay and the schedule's rate, and a
+            line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
+            weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
+            on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
+            eps is negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again:
+            leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
-            two: not a bit of the functions changes, and the run never overflows.
-        example_inputs: what the model is called with; see :func:`rescale`.
+            two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
+        example_inputs: what the model is called with; see :func:`explr.rescale`.
+        steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
+            it at every so many calls.
 
     Attributes:
         believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
@@ -58,14 +86,16 @@ class ExpLR(LRScheduler):
         log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
         exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
             optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
+        summary: what converts and what does not, in a line; "" where all that decays converts.
 
     Raises:
-        ExplrError: for an optimizer or a step that has no exact counterpart; when a learning rate, or with AdamW the square of
-            the weights' growth, leaves the range of the parameters' dtype; when ``optimizer.step()`` is called twice without
-            :meth:`step` in between, or after somebody else has set what ExpLR sets.
+        ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
+            activations or, with AdamW, the square of the weights' growth leaves the range of the parameters' dtype; when some
+            parameters of a group had no gradient; after somebody else has set what ExpLR sets.
 
     >>> weights = torch.nn.Parameter(torch.ones(3))
-    >>> optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=5e-4)
+    >>> group = {"params": [weights], "scale_invariant": True}
+    >>> optimizer = torch.optim.SGD([group], lr=0.1, momentum=0.9, weight_decay=5e-4)
     >>> scheduler = ExpLR(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2))
     >>> for _ in range(3):
     ...     print(f"{scheduler.get_last_lr()[0]:.8f}")
@@ -80,48 +110,113 @@ class ExpLR(LRScheduler):
     exponents: list[int]
     rates: list[float]
     in_use: list[dict[str, float]]
+    after: list[list[float]]
+    shares: list[float]
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler | None = None,
+        scheduler: Any = None,
         *,
         model: torch.nn.Module | None = None,
-        renormalize: bool = False,
+        renormalize: bool | None = None,
         example_inputs: Sequence[Any] | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         _check_optimizer(optimizer)
+        _check_wrapped(scheduler, optimizer)
         if renormalize and model is None:
             raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
-        if scheduler is not None and not isinstance(scheduler, LRScheduler):
-            raise ExplrError(f"scheduler={scheduler!r} is not a torch learning-rate scheduler: wrap functions in LambdaLR.")
-        if scheduler is not None and scheduler.optimizer is not optimizer:
-            raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
-        groups = optimizer.param_groups
-        families = [family_of(optimizer, group) for group in groups]
+        if steps_per_epoch is not None and not (isinstance(steps_per_epoch, int) and steps_per_epoch > 0):
+            raise ExplrError(f"steps_per_epoch={steps_per_epoch!r} must be a number of steps, >= 1.")
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.renormalize = renormalize
-        self.families = [type(family).__name__ for family in families]
-        self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
-        self.believed = [read(group, family.reads) for group, family in zip(groups, families, strict=True)]
-        self.after = [
-            list(memory_of(optimizer, i, groups[i], family) if converted else family.start())
-            for i, (family, converted) in enumerate(zip(families, self.converted, strict=True))
-        ]
-        self.memory = [list(memory) for memory in self.after]  # before the coming step; after it: self.after
-        self.shares = [0.0] * len(groups)  # x_t
-        self.log_scale = [0.0] * len(groups)
-        self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
-        self.refusal = ""  # why the last step was refused
-        self._optimizer_stepped = False
-        self.norms: Norms | None = None
-        self._convert(self.believed, step=0)
-        self.norms = None if model is None else Norms(model, self._decayed(), example_inputs)
-        self._check_joint()
-        self._write()
+        self.renormalize = model is not None if renormalize is None else renormalize
+        self.steps_per_epoch = steps_per_epoch
+        self.norms = None if model is None else Norms(model, example_inputs)
+        self.summary = ""
+        before = [(group, dict(group)) for group in optimizer.param_groups]
+        try:
+            self._build()
+        except Exception:
+            optimizer.param_groups[len(before) :] = []
+            for group, items in before:
+                group.clear()
+                group.update(items)
+            raise
         self._watch()
         super().__init__(optimizer)
+        if self.norms is None:
+            _warn_of_trust(optimizer.param_groups, self.converted)
+        elif self.summary:
+            logging.getLogger("explr").warning(self.summary)
+
+    def _build(self) -> None:
+        """Sort the groups, take their weight decay, and prepare the first step."""
+        groups = self.optimizer.param_groups
+        self._original_groups = [copy_of(group) for group in groups]  # what the wrapped scheduler goes on seeing
+        self._origins = list(range(len(groups)))  # of each group, the original that it is a part of
+        if self.norms is not None:
+            self._set_apart(self.norms)
+        families = [family_of(self.optimizer, group) for group in groups]
+        self.families = [type(family).__name__ for family in families]
+        self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
+        self._train = [[trains(parameter) for parameter in group["params"]] for group in groups]
+        self.believed = self._read_believed()
+        self.memory = [
+            list(memory_of(self.optimizer, index, groups[index], family) if converted else family.start())
+            for index, (family, converted) in enumerate(zip(families, self.converted, strict=True))
+        ]
+        self.log_scale = [0.0] * len(groups)
+        self.rounding = [0.0] * len(groups)  # what log_scale, a long sum, has lost so far (Kahan)
+        self.exponents = [0] * len(groups)
+        self.updates = 0  # steps that the optimizer has taken, from which log_scale comes
+        self.dry = False  # whether none of them had a gradient
+        self.calls = 0  # of step(), since the wrapped scheduler moved
+        self._updates_since_call = 0
+        self.prepared = False  # whether the optimizer has what belongs to the coming update
+        self.written = 0  # the update for which it was set last
+        # The decay of a loaded optimizer may have been taken already, and how much the weights have grown is not known then.
+        self._lacks_state = any(MARK in group for group in groups)
+        if self.norms is not None:
+            self.norms.choose(self.scaled_parameters())
+            self._check_joint(self.norms)
+        self._prepare()
+        if self.scheduler is None:
+            for family, settings, converted in zip(families, self.believed, self.converted, strict=True):
+                if converted:
+                    _check_constant(family, settings)
+
+    def _set_apart(self, norms: Norms) -> None:
+        """Move the parameters in which the model is not scale-invariant to groups that keep their weight decay."""
+        groups = self.optimizer.param_groups
+        norms.check_own(filter(trains, group["params"]) for group in groups)
+        alike: dict[tuple[float, ...], list[int]] = {}  # groups that may be scaled together
+        for index, group in enumerate(groups):
+            if "scale_invariant" not in group and float(group["weight_decay"]) > 0.0:
+                settings = read(group, family_of(self.optimizer, group).reads)
+                alike.setdefault(tuple(settings.values()), []).append(index)
+        members = {
+            settings: [p for i in indices for p in groups[i]["params"] if trains(p)] for settings, indices in alike.items()
+        }
+        decayed = [p for part in members.values() for p in part]
+        names = [name for part in members.values() for name in norms.report.largest_part(part)]
+        if decayed and not names and not any(group.get("scale_invariant") for group in groups):
+            norms.choose([decayed])  # which says why not
+            raise ExplrError(_JOINT)
+        chosen = {id(norms.parameters[name]) for name in names}
+        for index in [index for indices in alike.values() for index in indices]:
+            others = split(groups[index], chosen)
+            if others is not None:
+                groups.append(others)
+                self._origins.append(index)
+        rest = [name for name, p in norms.parameters.items() if id(p) in {*map(id, decayed)} - chosen]
+        if rest:
+            share = sum(norms.parameters[name].numel() for name in names) / sum(p.numel() for p in decayed)
+            self.summary = (
+                f"ExpLR: {len(names)} of {len(decayed)} tensors ({100 * share:.1f} % of the weights that decay) convert; "
+                f"{few(rest)} {'keep their' if len(rest) > 1 else 'keeps its'} weight decay."
+            )
 
     @property
     def lrs(self) -> list[float]:
@@ -132,37 +227,101 @@ class ExpLR(LRScheduler):
     def gradient_scale(self) -> list[float]:
         """By how much gradients are now shorter than in the run with weight decay, one per parameter group.
 
-        A fixed threshold of gradient clipping must shrink with them:
-        ``clip_grad_norm_(weights, threshold * scheduler.gradient_scale[0])``. Where one norm is taken over several groups, all
-        must have the same scale.
+        What has a fixed size must shrink with them: the threshold of a gradient clipping by value, or noise that is added.
         """
         return [exact_exp(-scale, -exponent) for scale, exponent in zip(self.log_scale, self.exponents, strict=True)]
 
-    def step(self, metrics: Any = None) -> None:
-        """Set the hyper-parameters of the next ``optimizer.step()``; call once after each.
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Move the wrapped schedule; call this where the wrapped scheduler's own ``step()`` was called.
 
         Args:
-            metrics: for a wrapped ``ReduceLROnPlateau``, the value it watches, whenever there is a new one.
+            args: for a wrapped ``ReduceLROnPlateau``, the value it watches, whenever there is a new one; for a scheduler of
+                timm, what its ``step`` takes.
+            kwargs: likewise.
 
         Raises:
             ExplrError: if the step that the schedule asks for has no exponential counterpart or its rate leaves the dtype's
-                range. The optimizer then keeps what it had.
+                range. The optimizer then keeps what it had, and refuses to take it.
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first step is prepared already
-            if self.refusal:
-                raise ExplrError(f"an earlier step was refused, and the wrapped schedule has moved on since: {self.refusal}")
             self._check_untouched()
-            scales, exponents = self.log_scale, self.exponents
-            believed = self._step_wrapped(metrics)
-            try:
-                self._convert(believed, step=self.last_epoch + 1)
-            except ExplrError as error:
-                self.refusal = str(error)
-                raise
-            self._scale_model(scales, exponents)
-            self._write()
-            self._optimizer_stepped = False
-        super().step()
+            if self._is_due(args, kwargs):
+                self._move("step", args, kwargs)
+            self._updates_since_call = 0
+            self._prepare()
+        super().step()  # which sets the rates
+
+    def step_update(self, *args: Any, **kwargs: Any) -> None:
+        """Move the wrapped schedule by an update, where it is one of timm's, whose ``step`` counts epochs."""
+        if not hasattr(self.scheduler, "step_update"):
+            raise ExplrError(f"step_update() is for schedulers of timm; the wrapped one is {self.scheduler!r}: call step().")
+        self._check_untouched()
+        self._move("step_update", args, kwargs)
+        self._prepare()
+        self._write_rates()
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
+        """Clip the gradients as ``torch.nn.utils.clip_grad_norm_`` would in the run with weight decay; call it in its place.
+
+        There a gradient is ``1 / gradient_scale`` times as long, and it is that length which the threshold is meant for.
+
+        Args:
+            max_norm: the largest norm of all gradients of the optimizer together, in the run with weight decay.
+            norm_type: which norm, such as ``math.inf``.
+
+        Returns:
+            The norm before clipping, in the run with weight decay.
+        """
+        pairs = zip(self.optimizer.param_groups, self.gradient_scale, strict=True)
+        scaled = [(p.grad, scale) for group, scale in pairs for p in group["params"] if p.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, norm_type) / scale for gradient, scale in scaled]
+        device = norms[0].device if norms else None
+        total = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms] or [torch.zeros(())]), norm_type)
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as torch has it
+        for gradient, _ in scaled:
+            gradient.mul_(factor.to(gradient.device))
+        return total
+
+    def preview(self, steps: int, *, updates_per_step: int = 1) -> list[FloatArray]:
+        """Return the natural logs of the learning rates of the coming updates, without touching anything.
+
+        A ``ReduceLROnPlateau`` is taken to find no plateau.
+
+        Args:
+            steps: how many updates of the optimizer to look ahead.
+            updates_per_step: after how many updates the loop calls :meth:`step`.
+
+        Returns:
+            One array of shape ``(steps,)`` per parameter group, ``log_lr`` of each update, the first of them the coming one.
+
+        >>> weights = torch.nn.Parameter(torch.ones(3))
+        >>> group = {"params": [weights], "scale_invariant": True}
+        >>> optimizer = torch.optim.SGD([group], lr=0.1, momentum=0.9, weight_decay=5e-4)
+        >>> scheduler = ExpLR(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2))
+        >>> scheduler.preview(3)[0].round(6)
+        array([-2.302535, -2.30239 , -4.604867])
+        """
+        for name, value in {"steps": steps, "updates_per_step": updates_per_step}.items():
+            if not (isinstance(value, int) and value > 0):
+                raise ExplrError(f"{name}={value!r} must be a number of updates, >= 1.")
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # what an update changes it replaces, and never alters in place
+        other.norms = None
+        other.optimizer = copy.copy(self.optimizer)  # without hooks
+        other.optimizer.param_groups = [copy_of(group) for group in self.optimizer.param_groups]
+        other._original_groups = [copy_of(group) for group in self._original_groups]
+        other.scheduler = copy.deepcopy(self.scheduler, {id(self.optimizer): other.optimizer})
+        moves = not isinstance(self.scheduler, ReduceLROnPlateau)
+        logs = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the calls of optimizer.step()
+            for update in range(steps):
+                other._prepare()
+                logs.append(other.log_lr)
+                other._commit([True] * len(self.families))
+                if moves and (update + 1) % updates_per_step == 0 and other._is_due((), {}):
+                    other._move("step", (), {})
+        return list(np.array(logs).T)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of the coming step for each group; as in torch, for :meth:`step` to call, not for users."""
@@ -170,7 +329,7 @@ class ExpLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this scheduler and of the wrapped one, as plain numbers."""
-        state = {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "scheduler", "norms")}
+        state = {name: getattr(self, name) for name in _STATE}
         wrapped = None if self.scheduler is None else [type(self.scheduler).__name__, self.scheduler.state_dict()]
         return {**state, "scheduler": wrapped, "eps": None if self.norms is None else dict(self.norms.eps)}
 
@@ -186,14 +345,13 @@ class ExpLR(LRScheduler):
 
         Raises:
             ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, or
-                of a renormalised run while this one has no model.
+                of a run with a model while this one has none.
         """
         own = self.state_dict()
         if not isinstance(state_dict, Mapping) or not own.keys() <= state_dict.keys():
             raise ExplrError("the state is not that of an ExpLR: it must come from ExpLR.state_dict().")
         state = {name: state_dict[name] for name in own}
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
-        state.pop("renormalize")  # how to go on is for the one who builds the scheduler to say
         families = state["families"]
         if isinstance(families, list) and families != self.families:
             raise ExplrError(
@@ -220,13 +378,15 @@ class ExpLR(LRScheduler):
             )
         self._load_wrapped(wrapped)
         self.__dict__.update(copy.deepcopy({**state, "in_use": in_use}))
+        self._lacks_state = False
+        for origin, settings in zip(self._origins, self.believed, strict=True):
+            write(self._original_groups[origin], settings)
         if self.norms is not None:
-            self.norms.choose(self._decayed())
+            self.norms.choose(self.scaled_parameters())
             self.norms.eps.update(eps or {})
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         self._write()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            write(group, {"lr": float(lr)})
+        self._write_rates()
         self._scale_eps()
 
     def _load_wrapped(self, wrapped: Any) -> None:
@@ -243,62 +403,80 @@ class ExpLR(LRScheduler):
                 "has changed."
             ) from error
 
-    def _step_wrapped(self, metrics: Any) -> list[dict[str, float]]:
-        """Let the wrapped scheduler act on what it believes in, and return what it makes of it."""
-        watches = isinstance(self.scheduler, ReduceLROnPlateau)
-        if metrics is not None and not watches:
-            raise ExplrError(f"step({metrics!r}): only a wrapped ReduceLROnPlateau takes a metric; call step().")
-        if self.scheduler is None or (watches and metrics is None):
-            return self.believed
+    def _is_due(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tell whether a call of :meth:`step` moves the wrapped scheduler."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            if args or kwargs:
+                return True
+            self.calls += 1
+            if self.calls == self.scheduler.patience + 1 and self.scheduler.last_epoch == 0:
+                warnings.warn(
+                    f"step() was called {self.calls} times without the metric that the wrapped ReduceLROnPlateau watches: it "
+                    'finds no plateau. Call step(metric); for Lightning, put "reduce_on_plateau": True beside the scheduler.',
+                    stacklevel=3,
+                )
+            return False
+        if (args or kwargs) and (self.scheduler is None or isinstance(self.scheduler, LRScheduler)):
+            shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+            raise ExplrError(f"step({shown}): only a wrapped ReduceLROnPlateau takes a metric; call step().")
+        if self.steps_per_epoch is None:
+            return self.scheduler is not None
+        if self._updates_since_call > 1:
+            raise ExplrError(
+                f"steps_per_epoch={self.steps_per_epoch} is for a loop that calls step() after every update, but there were "
+                f"{self._updates_since_call} since the last call: leave it out where step() is called once an epoch."
+            )
+        self.calls += 1
+        return self.scheduler is not None and self.calls % self.steps_per_epoch == 0
+
+    def _move(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let the wrapped scheduler act on the groups and hyper-parameters that it believes in."""
+        self.prepared = False
         groups = self.optimizer.param_groups
-        in_force = [read(group, tuple(settings)) for group, settings in zip(groups, self.believed, strict=True)]
-        for group, settings in zip(groups, self.believed, strict=True):
-            write(group, settings)
+        self.optimizer.param_groups = self._original_groups
         try:
-            self.scheduler.step(*([metrics] if watches else []))
-            return [read(group, tuple(settings)) for group, settings in zip(groups, self.believed, strict=True)]
+            getattr(self.scheduler, method)(*args, **kwargs)
         finally:
-            for group, settings in zip(groups, in_force, strict=True):
-                write(group, settings)
+            self.optimizer.param_groups = groups
 
-    def _convert(self, believed: list[dict[str, float]], step: int) -> None:
-        """Advance every group to the coming step, or only past the wrapped schedule where the last one did not happen.
+    def _read_believed(self) -> list[dict[str, float]]:
+        originals = [self._original_groups[origin] for origin in self._origins]
+        return [read(group, family_of(self.optimizer, group).reads) for group in originals]
 
-        Raises before anything has changed.
-        """
-        rows = [self._convert_group(index, settings, step) for index, settings in enumerate(believed)]
-        if self.norms is not None and self.norms.joint:
-            moves = [
-                (row["log_scale"], row["shares"]) for row, converted in zip(rows, self.converted, strict=True) if converted
-            ]
-            if any(move != moves[0] for move in moves):
-                raise ExplrError(f"at step {step} {_JOINT}")
+    def _prepare(self) -> None:
+        """Set the hyper-parameters of the coming step, but for its rate. Raises before anything has changed."""
+        believed = self._read_believed()
+        rows = [self._twin(index, settings) for index, settings in enumerate(believed)]
+        if self.norms is not None:
+            for indices in self.norms.joint:
+                shares = {(self.log_scale[i], rows[i]["shares"]) for i in indices if self.converted[i]}
+                if len(shares) > 1:
+                    raise ExplrError(f"at step {self.updates} {_JOINT}")
+            if not self.renormalize:
+                self._check_activations(self.norms.log_growth(self.log_scale), self.optimizer.param_groups)
         self.believed = believed
         for name in rows[0]:
             setattr(self, name, [row[name] for row in rows])
+        self.prepared, self.written = True, self.updates
+        self._write()
 
-    def _convert_group(self, index: int, settings: dict[str, float], step: int) -> dict[str, Any]:
-        group, lr = self.optimizer.param_groups[index], settings["lr"]
+    def _twin(self, index: int, settings: dict[str, float]) -> dict[str, Any]:
+        """Return what the twin of a group's coming step needs."""
+        group, lr, step = self.optimizer.param_groups[index], settings["lr"], self.updates
         check_ranges(index, settings, step)
+        memory, scale, exponent = self.memory[index], self.log_scale[index], self.exponents[index]
+        log_lr = math.log(lr) if lr else -math.inf
+        largest = math.log(torch.finfo(smallest_dtype(group)).max)
+        if not self.converted[index]:
+            _check_overflow("learning rate", log_lr, largest, group, step)
+            kept = {name: value for name, value in settings.items() if name != "lr"}
+            return {"after": memory, "shares": 0.0, "log_lr": log_lr, "rates": lr, "in_use": kept}
         momentum, before = settings.get("momentum", 0.0), self.believed[index].get("momentum", 0.0)
-        if self.converted[index] and (momentum > 0.0) != (before > 0.0):
+        if (momentum > 0.0) != (before > 0.0):
             raise ExplrError(
                 f"momentum={momentum} at step {step} after {before}: torch's SGD does not touch its momentum buffer at "
                 "momentum 0, so the switch has no exact counterpart. Use a small positive momentum, such as 1e-9."
             )
-        memory, scale, rounding = self.memory[index], self.log_scale[index], self.rounding[index]
-        if self._optimizer_stepped:
-            term = -math.log1p(-self.shares[index]) - rounding
-            scale += term
-            rounding = (scale - self.log_scale[index]) - term
-            memory = self.after[index]
-        row = {"memory": memory, "log_scale": scale, "rounding": rounding}
-        log_lr = math.log(lr) if lr else -math.inf
-        if not self.converted[index]:
-            _check_overflow("learning rate", log_lr, 1.0, group, step)
-            kept = {name: value for name, value in settings.items() if name != "lr"}
-            row |= {"after": memory, "shares": 0.0, "log_lr": log_lr, "exponents": 0, "rates": lr, "in_use": kept}
-            return row
         family = family_of(self.optimizer, group)
         share, after = family.advance(tuple(memory), *settings.values())
         if not share < 1.0:
@@ -306,39 +484,73 @@ class ExpLR(LRScheduler):
         twin = {name: float(value) for name, value in family.settings(memory, after, *settings.values()).items()}
         power = family.lr_power
         log_growth = power * scale - math.log1p(-share) + twin.pop("log_factor")
-        exponent = round(scale / math.log(2)) if self.renormalize else 0
-        _check_overflow("learning rate", log_lr + log_growth - power * exponent * math.log(2), 1.0, group, step)
-        if (
-            power == 1
-        ):  # a rate that grows as the weights do outlives the squares: of activations, and of gradients, which shrink
-            _check_overflow("growth of the weights", scale - exponent * math.log(2), 0.25, group, step)
+        _check_overflow("learning rate", log_lr + log_growth - power * exponent * math.log(2), largest, group, step)
+        if power == 1:  # its rate outlives squares: of activations, and of gradients, which shrink as the weights grow
+            _check_overflow("growth of the weights", scale - exponent * math.log(2), 0.25 * largest, group, step)
+        if not self.renormalize:
+            self._check_activations(scale, [group])
         whole = math.floor(log_growth / math.log(2))  # the rate may be in range where its growth is not
         if "log_eps_factor" in twin:
             twin["eps"] = settings["eps"] * exact_exp(twin.pop("log_eps_factor") - scale, -exponent)
-        row |= {"after": list(after), "shares": share, "log_lr": log_lr + log_growth, "exponents": exponent}
-        rate = math.ldexp(lr * exact_exp(log_growth, whole), whole - power * exponent)
-        row |= {"rates": rate, "in_use": {"weight_decay": 0.0, **twin}}
-        return row
+        return {
+            "after": list(after),
+            "shares": share,
+            "log_lr": log_lr + log_growth,
+            "rates": math.ldexp(lr * exact_exp(log_growth, whole), whole - power * exponent),
+            "in_use": {"weight_decay": 0.0, **twin},
+        }
+
+    def _check_activations(self, log_growth: float, groups: Sequence[Group]) -> None:
+        """Refuse a step at which variances of activations, at first 2^14 at most, would leave the range: training would die."""
+        for group in groups:
+            room = 0.5 * math.log(torch.finfo(smallest_dtype(group)).max) - 7 * math.log(2)
+            _check_overflow("activations' growth", log_growth, room, group, self.updates)
+
+    def _commit(self, moved: list[bool]) -> None:
+        """Take note of an update in which these groups moved, and let the model follow."""
+        scales, exponents = self.log_scale, self.exponents
+        self.log_scale, self.rounding, self.memory = list(scales), list(self.rounding), list(self.memory)
+        for index in range(len(moved)):
+            if moved[index]:
+                term = -math.log1p(-self.shares[index]) - self.rounding[index]
+                self.log_scale[index] += term
+                self.rounding[index] = (self.log_scale[index] - scales[index]) - term
+                self.memory[index] = self.after[index]
+        if self.renormalize:
+            self.exponents = [round(scale / math.log(2)) for scale in self.log_scale]
+        self.updates += 1
+        self.prepared = False
+        self._scale_model(scales, exponents)
 
     def _write(self) -> None:
-        for group, settings in zip(self.optimizer.param_groups, self.in_use, strict=True):
-            write(group, settings)
+        for group, settings, converted in zip(self.optimizer.param_groups, self.in_use, self.converted, strict=True):
+            write(group, {**settings, **({MARK: self.written} if converted else {})})
 
-    def _decayed(self) -> list[list[torch.Tensor]]:
-        pairs = zip(self.optimizer.param_groups, self.converted, strict=True)
-        return [list(filter(trains, group["params"])) if converted else [] for group, converted in pairs]
+    def _write_rates(self) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            write(group, {"lr": rate})
+        self._last_lr = list(self.rates)
 
-    def _check_joint(self) -> None:
+    def scaled_parameters(self) -> list[list[torch.Tensor]]:
+        """Return the parameters that are scaled, by group."""
+        triples = zip(self.optimizer.param_groups, self._train, self.converted, strict=True)
+        return [[p for p, train in zip(g["params"], flags, strict=True) if train and c] for g, flags, c in triples]
+
+    def _check_joint(self, norms: Norms) -> None:
         """Refuse groups that decay differently though the network is invariant only when they are scaled alike."""
-        if self.norms is None or not self.norms.joint:
-            return
-        decayed = [settings for settings, converted in zip(self.believed, self.converted, strict=True) if converted]
-        if any(settings != decayed[0] for settings in decayed):
-            raise ExplrError(_JOINT)
+        for indices in norms.joint:
+            settings = [self.believed[i] for i in indices if self.converted[i]]
+            if any(other != settings[0] for other in settings):
+                raise ExplrError(_JOINT)
 
     def _check_untouched(self) -> None:
         """Refuse to go on when somebody has changed what this scheduler sets."""
         groups = self.optimizer.param_groups
+        if self._lacks_state:
+            raise ExplrError(
+                "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
+                "scheduler.load_state_dict(...)."
+            )
         if len(groups) != len(self.families):
             raise ExplrError(
                 f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.families)}: "
@@ -354,6 +566,11 @@ class ExpLR(LRScheduler):
                     f"parameter group {index} has weight_decay={found['weight_decay']} again, after ExpLR took it: "
                     "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
                 )
+            if self.converted[index] and group.get(MARK) != self.written:
+                raise ExplrError(
+                    f"the optimizer was loaded with the state of update {group.get(MARK)}, ExpLR is at {self.written}: "
+                    "load ExpLR's state too, scheduler.load_state_dict(...)."
+                )
             expected = {"learning rate": float(lr), **set_to}
             for name, value in {"learning rate": float(group["lr"]), **found}.items():
                 if value != expected[name]:
@@ -363,14 +580,14 @@ class ExpLR(LRScheduler):
                     )
 
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
-        """Let the model follow from the log scales and exponents before the last step to those after it."""
+        """Let the model follow from the log scales and exponents before the last update to those after it."""
         if self.norms is None:
             return
         self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
         factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
         if any(factor != 1.0 for factor in factors):
-            for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-                scale_weights(self.optimizer, filter(trains, group["params"]), factor)
+            for parameters, factor in zip(self.scaled_parameters(), factors, strict=True):
+                scale_weights(self.optimizer, parameters, factor)
             self.norms.scale_statistics(factors)
         self._scale_eps()
 
@@ -379,23 +596,57 @@ class ExpLR(LRScheduler):
             self.norms.scale_eps([exact_exp(s, e) for s, e in zip(self.log_scale, self.exponents, strict=True)])
 
     def _watch(self) -> None:
-        self.optimizer.register_step_pre_hook(_Watch(self, "_before_optimizer_step"))
-        self.optimizer.register_step_post_hook(_Watch(self, "_after_optimizer_step"))
+        self.optimizer.register_step_pre_hook(_Watch(self, "_before_update"))
+        self.optimizer.register_step_post_hook(_Watch(self, "_after_update"))
 
-    def _before_optimizer_step(self) -> None:
-        if self._optimizer_stepped:
-            raise ExplrError(
-                "optimizer.step() was called twice without ExpLR.step() in between: the learning rate must grow at every "
-                "step. Call scheduler.step() after each optimizer.step(), and give schedules their milestones in steps."
-            )
+    def _before_update(self) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise ExplrError("a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less.")
         if not any(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in self.optimizer.param_groups):
             self._check_untouched()  # else to look would make the host wait; step() looks then
+        if not self.prepared:
+            self._prepare()
+            self._write_rates()
 
-    def _after_optimizer_step(self) -> None:
+    def _after_update(self) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)  # a GradScaler gives it to a fused optimizer, which then skips
-        self._optimizer_stepped = found_inf is None or not float(found_inf)
+        if found_inf is None or not float(found_inf):
+            self._commit(self._moved())
+        self._updates_since_call += 1
+
+    def _moved(self) -> list[bool]:
+        """Return which groups the optimizer has moved: those with gradients, or all in a loop that has none at all."""
+        groups = self.optimizer.param_groups
+        have = [[p.grad is not None for p in group["params"]] for group in groups]
+        moved = list(map(any, have))
+        if not any(moved):
+            self.dry = self.dry or not self.updates
+            return [self.dry] * len(groups)
+        if self.dry:
+            raise ExplrError(
+                f"the {self.updates} updates before this one had no gradient at all, as in a loop that only looks at rates "
+                "(ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and ExpLR anew, and skip "
+                "optimizer.step() where you skip backward()."
+            )
+        for index, (found, expected) in enumerate(zip(have, self._train, strict=True)):
+            if self.converted[index] and moved[index] and found != expected:
+                raise ExplrError(self._uneven(index, found, expected))
+        return moved
+
+    def _uneven(self, index: int, found: list[bool], expected: list[bool]) -> str:
+        """Say which parameters of a group had no gradient, or one that they had not when ExpLR was built."""
+        names = {} if self.norms is None else {id(p): name for name, p in self.norms.parameters.items()}
+        kinds: dict[bool, list[str]] = {True: [], False: []}
+        for position, p in enumerate(self.optimizer.param_groups[index]["params"]):
+            if found[position] != expected[position]:
+                kinds[found[position]].append(names.get(id(p), f"parameter {position} of shape {tuple(p.shape)}"))
+        what = f"{few(kinds[False])} had no gradient" if kinds[False] else f"{few(kinds[True])} did not train at first"
+        return (
+            f"in update {self.updates} of parameter group {index} {what}: torch then leaves out its weight decay as well, "
+            "and no one factor of the group's weights is right any more. Go back to a checkpoint from before; let the "
+            "parameters of a group train all or none (what is frozen, or unused at times, belongs into a group of its own), or "
+            "call zero_grad(set_to_none=False)."
+        )
 
 
 class _Watch:
@@ -415,67 +666,8 @@ class _Watch:
         getattr(scheduler, self.method)()
 
 
-def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
-    """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
-
-    SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
-    by the square. AdamW's averages are divided by the factor and by its square, its learning rates multiplied by the factor,
-    its weight decays and eps divided by it. Running statistics and eps of the norms follow by the degrees of their inputs.
-    Groups marked ``scale_invariant=False`` (:meth:`explr.invariance.report.InvarianceReport.parameter_groups`) stay as they
-    are. A learning-rate scheduler knows nothing of this: where one is at work use
-    ``ExpLR(..., model=model, renormalize=True)``.
-
-    Args:
-        model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
-        optimizer: its torch.optim.SGD or torch.optim.AdamW.
-        factor: c > 0. A power of two changes no bit of the functions.
-        example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
-            convolution or a linear layer and takes images of 32x32 pixels, or vectors.
-
-    Raises:
-        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
-            scale-invariant in its parameters, or a number would leave its range. Nothing has changed then.
-
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> rescale(model, optimizer, 2.0)
-    >>> optimizer.param_groups[0]["lr"], model[1].eps
-    (0.4, 4e-05)
-    """
-    try:
-        factor = float(factor)
-    except (TypeError, ValueError):
-        factor = math.nan
-    if not 0.0 < factor < math.inf:
-        raise ExplrError(f"factor={factor} must be a positive, finite number.")
-    families = [family_of(optimizer, group) for group in optimizer.param_groups]
-    if _has_explr(optimizer):
-        raise ExplrError("the optimizer has an ExpLR, which sets its rate: use ExpLR(..., model=model, renormalize=True).")
-    power, groups = families[0].lr_power, list(filter(converts, optimizer.param_groups))
-    weights = [list(filter(trains, group["params"])) for group in groups]
-    norms = Norms(model, weights, example_inputs or None)
-    largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
-    smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
-    growth = factor * factor if power == 2 else factor  # of the learning rate
-    rates = [float(group["lr"]) * growth for group in groups]
-    if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
-        raise ExplrError(
-            f"factor={factor:g} takes weights, the variance that a norm sees, or learning rate out of the range of their "
-            "dtype: use a smaller one."
-        )
-    if not (growth and all(float(group["weight_decay"]) / growth < math.inf for group in groups)):
-        raise ExplrError(f"factor={factor:g} takes learning rate or weight decay out of the range of floats: use a larger one.")
-    for group, parameters in zip(groups, weights, strict=True):
-        scale_weights(optimizer, parameters, factor)
-        write(group, {"lr": float(group["lr"]) * growth, "weight_decay": float(group["weight_decay"]) / growth})
-        if power == 1:
-            write(group, {"eps": float(group["eps"]) / factor})
-    norms.scale_statistics([factor] * len(groups))
-    norms.scale_eps([factor] * len(groups))
-
-
-def _has_explr(optimizer: torch.optim.Optimizer) -> bool:
+def has_explr(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer is under an ExpLR."""
     return any(isinstance(hook, _Watch) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
@@ -489,13 +681,44 @@ def _has_numbers(mapping: Any) -> bool:
     return isinstance(mapping, Mapping) and alike(list(mapping.values()), [0.0] * len(mapping))
 
 
-def _check_overflow(what: str, log: float, part: float, group: Group, step: int) -> None:
-    """Refuse a step at which something leaves a part, in powers, of the range of the parameters."""
-    dtype = smallest_dtype(group)
-    if log > part * math.log(torch.finfo(dtype).max):
+def _check_overflow(what: str, log: float, most: float, group: Group, step: int) -> None:
+    """Refuse a step at which something would leave the range of the parameters, or what is left of it for its powers."""
+    if log > most:
         raise ExplrError(
-            f"the {what} of step {step} is exp({log:.6g}), beyond the range of {dtype}. Use ExpLR(..., model=model, "
-            "renormalize=True), which keeps it bounded, train in a wider dtype, or stop before this step."
+            f"the {what} of step {step} is exp({log:.6g}); in {smallest_dtype(group)} it may be exp({most:.6g}). Use "
+            "ExpLR(..., model=model, renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
+        )
+
+
+def _check_wrapped(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    if scheduler is None:
+        return
+    methods = ("step", "state_dict", "load_state_dict")
+    if isinstance(scheduler, type) or not all(callable(getattr(scheduler, name, None)) for name in methods):
+        raise ExplrError(f"scheduler={scheduler!r} is not a learning-rate scheduler: wrap functions in LambdaLR.")
+    if getattr(scheduler, "optimizer", None) is not optimizer:
+        raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
+
+
+def _check_constant(family: Family, settings: dict[str, float]) -> None:
+    """Refuse a rate that converts now, but not for ever."""
+    lr, weight_decay = settings["lr"], settings["weight_decay"]
+    bound = family.bound(*settings.values())
+    if lr * weight_decay > bound * (1.0 + 1e-12):
+        raise ExplrError(
+            f"lr={lr:.6g} with weight_decay={weight_decay:.6g} converts for some steps only, if it stays constant: lr * "
+            f"weight_decay must not exceed {bound:.6g}. Lower one of them, or wrap the scheduler that lowers lr in time."
+        )
+
+
+def _warn_of_trust(groups: list[Group], converted: list[bool]) -> None:
+    trusted = [i for i, group in enumerate(groups) if converted[i] and not group.get("scale_invariant")]
+    if trusted:
+        warnings.warn(
+            f"ExpLR has no model to look at, and takes it that the loss is scale-invariant in parameter group"
+            f"{'s' if len(trusted) > 1 else ''} {', '.join(map(str, trusted))}; a trained head or scale is not. Give "
+            "model=..., or mark the groups: scale_invariant=True.",
+            stacklevel=3,
         )
 
 
@@ -503,5 +726,5 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     for index, group in enumerate(optimizer.param_groups):
         family_of(optimizer, group)
         check_group(index, group)
-    if _has_explr(optimizer):
+    if has_explr(optimizer):
         raise ExplrError("this optimizer already has an ExpLR, which took its weight decay: build a new optimizer.")

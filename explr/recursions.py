@@ -47,6 +47,9 @@ class Family(Protocol):
     def settings(self, before: Numbers, after: Numbers, *settings: Numbers) -> dict[str, Numbers]:
         """Return the twin's hyper-parameters for a step, and ``log_factor``; works on arrays of steps as well."""
 
+    def bound(self, *settings: float) -> float:
+        """Return the largest λη that has a twin at every step of a constant schedule."""
+
     def refusal(self, share: float, *settings: float) -> str:
         """Say what is wrong with a step that has no twin, and how far off it is."""
 
@@ -80,6 +83,11 @@ class HeavyBall:
         """Return the momentum and the dampening that came in."""
         lr, _, momentum, dampening = settings
         return {"log_factor": 0.0 * lr, "momentum": momentum, "dampening": dampening}
+
+    def bound(self, *settings: float) -> float:
+        """Return (1 - √γ)² / τ."""
+        _, _, momentum, dampening = settings
+        return heavy_ball_bound(momentum) / (1.0 - dampening if momentum else 1.0)
 
     def refusal(self, share: float, *settings: float) -> str:
         """Say what is wrong, and which constant rates convert."""
@@ -133,6 +141,10 @@ class Nesterov:
             "dampening": -np.expm1(log_a + np.log1p(pushed)),
         }
 
+    def bound(self, *settings: float) -> float:
+        """Return ((1 - γ) / (1 + γ))²."""
+        return nesterov_bound(settings[2])
+
     def refusal(self, share: float, *settings: float) -> str:
         """Say what is wrong, and which constant rates convert."""
         lr, weight_decay, momentum = settings
@@ -181,6 +193,10 @@ class AdamW:
         log_factor = log_s - np.log(k_after) + _log_correction(k_after * new1, n) - _log_correction(new1, n)
         shorter = {"beta1": beta1 * left * k_after / k, "beta2": beta2 * left * left * q_after / q}
         return {"log_factor": log_factor, **shorter, "log_eps_factor": log_s}
+
+    def bound(self, *settings: float) -> float:
+        """Return 1."""
+        return 1.0
 
     def refusal(self, share: float, *settings: float) -> str:
         """Say what is wrong."""

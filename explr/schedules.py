@@ -8,8 +8,11 @@ No schedule here reaches 0: a step at rate 0 has no exponential counterpart.
 from __future__ import annotations
 
 import bisect
+import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +101,37 @@ def sample(schedule: Schedule, steps: int) -> FloatArray:
     """
     _check_steps(steps=steps)
     return np.array([schedule(step) for step in range(steps)], dtype=np.float64)
+
+
+def future(scheduler: Any, steps: int) -> FloatArray:
+    """Return the rates of a torch scheduler for ``steps`` steps, the first of them the present one, without touching it.
+
+    They are those of the first parameter group; ``convert(future(scheduler, steps), weight_decay, momentum)`` converts them.
+
+    Raises:
+        ExplrError: for a scheduler such as ``ReduceLROnPlateau``, whose rates depend on more than time.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    >>> future(torch.optim.lr_scheduler.StepLR(optimizer, 2), 3)
+    array([0.1 , 0.1 , 0.01])
+    """
+    _check_steps(steps=steps)
+    optimizer = copy.copy(scheduler.optimizer)  # without hooks
+    optimizer.param_groups = [
+        {**copy.deepcopy({**group, "params": []}), "params": group["params"]} for group in optimizer.param_groups
+    ]
+    scheduler = copy.deepcopy(scheduler, {id(scheduler.optimizer): optimizer})
+    lrs = np.empty(steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch misses the calls of optimizer.step()
+        for step in range(steps):
+            lrs[step] = float(optimizer.param_groups[0]["lr"])
+            try:
+                scheduler.step()
+            except TypeError as error:
+                raise ExplrError(f"the future of {type(scheduler).__name__} depends on more than time: {error}.") from error
+    return lrs
 
 
 def _check_rates(**rates: float) -> None:

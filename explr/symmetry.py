@@ -8,6 +8,7 @@ step without it, and this map". When c is a power of two nothing is rounded.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -34,58 +35,75 @@ def scale_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
                     state[name].mul_(factor**-power)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside wrappers for parallel training and compilation, whose parameters are the same tensors."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inner = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
 class Norms:
     """The normalisation layers of a network, and how their statistics and eps go with the weights.
 
+    Which weights is said by :meth:`choose`, before anything is scaled.
+
     Args:
         model: the network, in training mode.
-        groups: sets of parameters that will be scaled, each by a factor of its own.
         example_inputs: what the model is called with; without them :func:`guess_inputs` finds some.
 
     Attributes:
-        joint: whether the network is scale-invariant only when all groups are scaled by the same factor.
-
-    Raises:
-        ExplrError: if the parameters are not the model's, or the network is not scale-invariant in all of them together.
+        parameters: those of the network, by name.
+        report: what :func:`explr.scale_invariance` found.
+        joint: the groups, by their positions, that must be scaled alike, in sets.
     """
 
-    def __init__(
-        self, model: nn.Module, groups: Sequence[Sequence[Tensor]], example_inputs: Sequence[Any] | None = None
-    ) -> None:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module  # the network inside is what torch.export can trace
-        self._model = model
-        self._check_own(groups)
-        self._report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
+    def __init__(self, model: nn.Module, example_inputs: Sequence[Any] | None = None) -> None:
+        model = unwrapped(model)
+        self.parameters = dict(model.named_parameters())
+        self.report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
         modules = dict(model.named_modules())
-        layers = {path: modules.get(path) for path in self._report.norms}
+        layers = {path: modules.get(path) for path in self.report.norms}
         self.layers: dict[str, Any] = {p: m for p, m in layers.items() if isinstance(getattr(m, "eps", None), float | int)}
         self.eps = {path: float(layer.eps) for path, layer in self.layers.items()}
-        fixed = [path for path, norm in self._report.norms.items() if norm.eps and path not in self.layers]
-        fixed += [approximation.path or "the model" for approximation in self._report.approximations]
+        fixed = [path for path, norm in self.report.norms.items() if norm.eps and path not in self.layers]
+        fixed += [approximation.path or "the model" for approximation in self.report.approximations]
         if fixed:
             warnings.warn(
                 f"the eps of {', '.join(fixed)} is no attribute of a module and cannot follow the weights: the equivalence is "
                 "only as exact as that eps is negligible. Use a norm of torch.nn.",
                 stacklevel=4,
             )
-        self.choose(groups)
+
+    def check_own(self, groups: Iterable[Iterable[Tensor]]) -> None:
+        """Refuse parameters that are not the model's."""
+        own = {id(parameter) for parameter in self.parameters.values()}
+        if not all(id(parameter) in own for group in groups for parameter in group):
+            raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
 
     def choose(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        """Take other sets of parameters to scale.
+        """Take the sets of parameters that will be scaled, each by a factor of its own.
 
         Raises:
-            ExplrError: as when this was built.
+            ExplrError: if the parameters are not the model's, or the network is not scale-invariant in all of them together.
         """
-        self._check_own(groups)
-        if not self._report.invariant_in([parameter for group in groups for parameter in group]):
-            reasons = "; ".join(map(str, self._report.obstructions))
+        self.check_own(groups)
+        if not self.report.invariant_in([parameter for group in groups for parameter in group]):
+            reasons = "; ".join(map(str, self.report.obstructions))
             raise ExplrError(
                 f"the model is not scale-invariant in the optimizer's parameters: {reasons} Or build the optimizer from "
                 "scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
             )
-        self.joint = not all(self._report.invariant_in(group) for group in groups)
-        self._degrees = [self._report.norm_degrees(group) for group in groups]
+        self.joint = self.report.scaled_alike(groups)
+        self._degrees = [self.report.norm_degrees(group) for group in groups]
+
+    def of(self, model: nn.Module) -> Norms:
+        """Return the same for a copy of the network."""
+        other = copy.copy(self)
+        modules = dict(model.named_modules())
+        other.layers = {path: modules[path] for path in self.layers}
+        return other
 
     def largest_statistic(self, factors: Sequence[float]) -> float:
         """Return the largest mean, variance or eps that the norms would have; inf beyond float64.
@@ -118,13 +136,15 @@ class Norms:
             factor = self._factor(path, factors)
             layer.eps = self.eps[path] * factor * factor
 
+    def log_growth(self, logs: Sequence[float]) -> float:
+        """Return the natural log of the largest factor by which the input of a norm grows when weights grow by exp(log)."""
+        pairs = [
+            [(float(degrees[path]), log) for degrees, log in zip(self._degrees, logs, strict=True)] for path in self.layers
+        ]
+        return max((sum(degree * log for degree, log in terms) for terms in pairs), default=0.0)
+
     def _factor(self, path: str, factors: Sequence[float]) -> float:
         return math.prod(factor ** float(degrees[path]) for factor, degrees in zip(factors, self._degrees, strict=True))
-
-    def _check_own(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        own = {id(parameter) for parameter in self._model.parameters()}
-        if not all(id(parameter) in own for group in groups for parameter in group):
-            raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
 
 
 def exact_exp(power: float, exponent: int = 0) -> float:

@@ -140,7 +140,7 @@ def test_conda_installs_what_pip_installs():
     assert f"python{PROJECT['requires-python']}" in conda
     assert pip == {"pip": ["-e .[book,test]"]}
     assert "--editable '.[book,test]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(PROJECT["optional-dependencies"]) == {"experiments", "figures", "book", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"experiments", "figures", "book", "test", "libraries"}
 
 
 def makefile_under(python, folder):
@@ -186,6 +186,15 @@ def test_dependencies_have_lower_bounds_only():
 
 def test_versions_agree():
     assert explr.__version__ == PROJECT["version"] == str(read_yaml("CITATION.cff")["version"])
+
+
+def test_the_code_of_the_readme_runs_when_pasted_block_after_block(capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    session: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, session)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("ExpLR: 54 of 62 tensors") and printed[1].endswith("8 tensors do not convert")
 
 
 # ---- the book

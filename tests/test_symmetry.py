@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.optim.lr_scheduler import MultiStepLR
 from explr import ExpLR, ExplrError, models, rescale, scale_invariance
 from explr.experiments.data import epoch_choices, synthetic
 from explr.symmetry import exact_exp, guess_inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:ExpLR has no model")
 
 STEPS = 20
 DATA = synthetic(train=160, test=40)
@@ -252,8 +255,21 @@ def test_groups_that_belong_together_convert_when_they_decay_alike():
 
 def test_groups_that_belong_together_are_refused_when_they_decay_differently():
     net = network()
+    optimizer = split(net, weight_decay=1e-3)
+    for group in optimizer.param_groups:
+        group["scale_invariant"] = True
     with pytest.raises(ExplrError, match="only when they are scaled together"):
-        ExpLR(split(net, weight_decay=1e-3), model=net)
+        ExpLR(optimizer, model=net)
+
+
+def test_of_groups_that_decay_differently_that_part_converts_which_can_be_scaled_on_its_own():
+    original, converted = network(), network()
+    first, second = split(original, weight_decay=1e-3), split(converted, weight_decay=1e-3)
+    scheduler = ExpLR(second, model=converted)
+    for index in range(10):
+        torch.testing.assert_close(step(converted, second, index), step(original, first, index), rtol=0, atol=1e-10)
+        scheduler.step()
+    assert [group["weight_decay"] for group in second.param_groups] == [0.0, 1e-3, 5e-3]
 
 
 class Functional(nn.Module):
@@ -358,14 +374,39 @@ def test_bad_input_gets_one_error_and_changes_nothing(call, parts):
 
 
 @pytest.mark.parametrize("options", [{"affine": True}, {"frozen_head": False}])
-def test_a_network_that_is_not_invariant_is_refused_with_the_reason(options):
+def test_a_group_that_is_said_to_be_invariant_and_is_not_is_refused_with_the_reason(options):
     net = network(**options)
     optimizer = sgd(net)
+    optimizer.param_groups[0]["scale_invariant"] = True
     before = state_of(net, optimizer)
     for call in (lambda: rescale(net, optimizer, 2.0), lambda: ExpLR(optimizer, model=net)):
         with pytest.raises(ExplrError, match="not scale-invariant in the optimizer's parameters"):
             call()
         assert same(before, state_of(net, optimizer))
+
+
+@pytest.mark.parametrize("options", [{"affine": True}, {"frozen_head": False}])
+def test_what_does_not_convert_is_set_apart_and_keeps_its_decay_under_the_wrapped_schedule(options, caplog):
+    original, converted = network(**options), network(**options)
+    first, second = sgd(original), sgd(converted)
+    theirs, ours = MultiStepLR(first, [5, 10]), ExpLR(second, MultiStepLR(second, [5, 10]), model=converted)
+    assert [record.getMessage() for record in caplog.records if record.name == "explr"] == [ours.summary]
+    assert re.search("keeps? (its|their) weight decay", ours.summary)
+    for index in range(STEPS):
+        torch.testing.assert_close(step(converted, second, index), step(original, first, index), rtol=0, atol=1e-10)
+        theirs.step()
+        ours.step()
+    assert [group["weight_decay"] for group in second.param_groups] == [0.0, 5e-3]
+    assert ours.lrs == pytest.approx([2e-3, 2e-3]) and second.param_groups[1]["lr"] == pytest.approx(2e-3)
+
+
+def test_a_network_of_which_nothing_converts_is_refused_with_the_reason():
+    net = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3)
+    before = state_of(net, optimizer)
+    with pytest.raises(ExplrError, match="not scale-invariant in the optimizer's parameters"):
+        ExpLR(optimizer, model=net)
+    assert same(before, state_of(net, optimizer))
 
 
 def test_a_renormalised_state_needs_a_model():
@@ -393,7 +434,7 @@ def test_rescaling_beside_an_explr_is_refused():
     net = network()
     optimizer = sgd(net)
     ExpLR(optimizer)
-    with pytest.raises(ExplrError, match="renormalize=True"):
+    with pytest.raises(ExplrError, match="does this itself"):
         rescale(net, optimizer, 2.0)
 
 

@@ -26,6 +26,8 @@ from explr import (
     scale_invariance,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:ExpLR has no model")
+
 STEPS = 25
 TOLERANCE = 1e-10
 ADAM_STEPS, ADAM_TOLERANCE = 15, 1e-9  # Adam amplifies rounding fast
@@ -583,7 +585,7 @@ def test_a_rate_in_range_whose_growth_is_not_is_no_traceback():
         for _ in range(5000):
             optimizer.step()
             scheduler.step()
-    assert scheduler.log_lr[0] > 709
+    assert 345 < scheduler.log_scale[0] < 355
 
 
 def test_adamw_stops_before_squares_leave_the_range():
@@ -611,13 +613,16 @@ def test_a_twin_of_nesterov_may_need_a_momentum_above_1():
     assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < TOLERANCE
 
 
-def test_a_refused_step_stays_refused():
+def test_a_refused_step_is_not_taken_until_the_schedule_asks_for_another():
     optimizer = OPTIMIZERS["AdamW"](TinyNet().trainable())
     scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda t: 1e4 if t == 1 else 1.0))
     optimizer.step()
-    for part in ("step 1", "an earlier step was refused"):
-        with pytest.raises(ExplrError, match=part):
-            scheduler.step()
+    for call in (scheduler.step, optimizer.step, optimizer.step):
+        with pytest.raises(ExplrError, match="step 1"):
+            call()
+    scheduler.step()
+    optimizer.step()
+    assert scheduler.updates == 2
 
 
 def test_a_state_with_a_model_needs_a_model():
@@ -650,15 +655,14 @@ def test_clipping_at_a_threshold_that_shrinks_with_the_gradients_is_the_same_cli
             logits = net(inputs)
             optimizer.zero_grad()
             F.cross_entropy(logits, labels).backward()
-            threshold = 0.05 * (scheduler.gradient_scale[0] if scheduler else 1.0)
-            assert torch.nn.utils.clip_grad_norm_(net.parameters(), threshold) > threshold
+            norm = scheduler.clip_grad_norm_(0.05) if scheduler else torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05)
+            assert norm > 0.05
             optimizer.step()
             if scheduler:
                 scheduler.step()
             out.append(logits.detach())
         runs.append(torch.stack(out))
-    # torch adds 1e-6 to the norm that it divides by, whatever the scale of gradients.
-    assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < 1e-6
+    assert float((runs[0] - runs[1]).abs().max() / runs[0].abs().max()) < ADAM_TOLERANCE
 
 
 def test_a_wrapped_model_is_unwrapped():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from explr.errors import ExplrError
 from explr.invariance.degrees import Vector, total_degree
+from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few, html_table, text_table
 
 
@@ -176,6 +177,19 @@ class InvarianceReport:
         """Tell whether scaling exactly these parameters, given as tensors or names, together leaves the output as it is."""
         names = self._names(parameters)
         return all(total_degree(condition, names) == 0 for condition in self._conditions)
+
+    def largest_part(self, parameters: Iterable[str | Tensor]) -> list[str]:
+        """Return the largest set among these parameters that leaves the output as it is when scaled together, by name."""
+        sizes = {name: self._parameters[name].numel() for name in self._names(parameters)}
+        chosen = largest_invariant_set(sizes, self._conditions)
+        return [name for name in self._parameters if name in chosen]
+
+    def scaled_alike(self, groups: Sequence[Iterable[str | Tensor]]) -> list[set[int]]:
+        """Return which of these groups, by position, must be scaled by the same factor for the output to stay as it is."""
+        names = {str(index): self._names(group) for index, group in enumerate(groups)}
+        sums = [{index: total_degree(vector, part) for index, part in names.items()} for vector in self._conditions]
+        links = [{index: degree for index, degree in vector.items() if degree} for vector in sums]
+        return [set(map(int, part)) for part in components(links, set(names))]
 
     def norm_degrees(self, parameters: Iterable[str | Tensor] | None = None) -> dict[str, Fraction]:
         """Return module path → degree of the norm's input when exactly these parameters scale (default: all that train).

@@ -1,0 +1,119 @@
+"""A network in training at another scale: larger or smaller in place, or back at that of weight decay in a copy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+
+from explr.errors import ExplrError
+from explr.groups import converts, family_of, trains, write
+from explr.optim import ExpLR, has_explr
+from explr.symmetry import Norms, scale_weights, unwrapped
+
+
+def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
+    """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
+
+    SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
+    by the square. AdamW's averages are divided by the factor and by its square, its learning rates multiplied by the factor,
+    its weight decays and eps divided by it. Running statistics and eps of the norms follow by the degrees of their inputs.
+    Groups marked ``scale_invariant=False`` (:meth:`explr.invariance.report.InvarianceReport.parameter_groups`) stay as they
+    are. A learning-rate scheduler knows nothing of this: where one is at work use
+    ``ExpLR(..., model=model)``, which does this by itself.
+
+    Args:
+        model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
+        optimizer: its torch.optim.SGD or torch.optim.AdamW.
+        factor: c > 0. A power of two changes no bit of the functions.
+        example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
+            convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+
+    Raises:
+        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
+            scale-invariant in its parameters, or a number would leave its range. Nothing has changed then.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> rescale(model, optimizer, 2.0)
+    >>> optimizer.param_groups[0]["lr"], model[1].eps
+    (0.4, 4e-05)
+    """
+    try:
+        factor = float(factor)
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not 0.0 < factor < math.inf:
+        raise ExplrError(f"factor={factor} must be a positive, finite number.")
+    families = [family_of(optimizer, group) for group in optimizer.param_groups]
+    if has_explr(optimizer):
+        raise ExplrError(
+            "the optimizer has an ExpLR, which sets its rate: use ExpLR(..., model=model), which does this itself."
+        )
+    power, groups = families[0].lr_power, list(filter(converts, optimizer.param_groups))
+    weights = [list(filter(trains, group["params"])) for group in groups]
+    norms = Norms(model, example_inputs or None)
+    norms.choose(weights)
+    largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
+    smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
+    growth = factor * factor if power == 2 else factor  # of the learning rate
+    rates = [float(group["lr"]) * growth for group in groups]
+    if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
+        raise ExplrError(
+            f"factor={factor:g} takes weights, the variance that a norm sees, or learning rate out of the range of their "
+            "dtype: use a smaller one."
+        )
+    if not (growth and all(float(group["weight_decay"]) / growth < math.inf for group in groups)):
+        raise ExplrError(f"factor={factor:g} takes learning rate or weight decay out of the range of floats: use a larger one.")
+    for group, parameters in zip(groups, weights, strict=True):
+        scale_weights(optimizer, parameters, factor)
+        write(group, {"lr": float(group["lr"]) * growth, "weight_decay": float(group["weight_decay"]) / growth})
+        if power == 1:
+            write(group, {"eps": float(group["eps"]) / factor})
+    norms.scale_statistics([factor] * len(groups))
+    norms.scale_eps([factor] * len(groups))
+
+
+def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
+    """Return a copy of a network under :class:`explr.ExpLR` as the run with weight decay would have it.
+
+    Weights, running statistics and eps are those of the network under weight decay, up to rounding. So the copy can be
+    exported, evaluated elsewhere, fine-tuned with any optimizer, and averaged (EMA, SWA, checkpoint averaging), which growing
+    weights cannot: call ``average.update_parameters(unscale(model, scheduler))``.
+
+    Args:
+        model: the network that trains; one inside DistributedDataParallel or torch.compile is taken out.
+        scheduler: its ExpLR, built with ``model=``.
+
+    Raises:
+        ExplrError: if the scheduler was built without a model, or for another one.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1.0)
+    >>> scheduler = ExpLR(optimizer, model=model)
+    >>> before = model[0].weight.detach().clone()
+    >>> model(torch.randn(4, 3)).sum().mul(0.0).backward()  # no gradient but weight decay
+    >>> optimizer.step()
+    >>> torch.allclose(model[0].weight, before), torch.allclose(unscale(model, scheduler)[0].weight, 0.9 * before)
+    (True, True)
+    """
+    model = unwrapped(model)
+    if scheduler.norms is None:
+        raise ExplrError("the ExpLR was built without model=, so it does not know how statistics go with the weights: give it.")
+    names = {id(p): name for name, p in scheduler.norms.parameters.items()}
+    if {*map(id, model.parameters())} != {*names}:
+        raise ExplrError("the model is not the one that the ExpLR was built with: give the one that it trains.")
+    plain = copy.deepcopy(model)
+    parameters = dict(plain.named_parameters())
+    scales = scheduler.gradient_scale  # 1 / P, or what renormalisation has left of it
+    with torch.no_grad():
+        for group, scale in zip(scheduler.scaled_parameters(), scales, strict=True):
+            for parameter in group:
+                parameters[names[id(parameter)]].mul_(scale)
+    scheduler.norms.of(plain).scale_statistics(scales)
+    scheduler.norms.of(plain).scale_eps([1.0] * len(scales))
+    return plain

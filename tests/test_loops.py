@@ -1,0 +1,620 @@
+"""Training loops as people write them: under ExpLR they compute what they do with weight decay, or an error says why not."""
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from explr import ExpLR, ExplrError, convert, models, schedules, unscale
+
+EPOCHS, BATCHES = 4, 5
+TOLERANCE = 1e-10
+SCHEDULES = {
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+    "steps": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [2, 3]),
+    "none": lambda optimizer: None,
+}
+
+
+def network(**options):
+    """A network of which a part converts: norms have trained scales, and the head trains."""
+    torch.manual_seed(0)
+    return models.preresnet(8, width=4, **{"affine": True, "frozen_head": False, **options}).double()
+
+
+def sgd(net, **options):
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return torch.optim.SGD(parameters, **{"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-2, **options})
+
+
+def adamw(net, **options):
+    return torch.optim.AdamW(net.parameters(), **{"lr": 5e-3, "weight_decay": 1.0, **options})
+
+
+def batches(count=EPOCHS * BATCHES):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 8, 3, 32, 32, generator=generator, dtype=torch.float64)
+    return list(zip(images, torch.randint(10, (count, 8), generator=generator), strict=True))
+
+
+def update(net, optimizer, batch):
+    logits = net(batch[0])
+    optimizer.zero_grad()
+    F.cross_entropy(logits, batch[1]).backward()
+    optimizer.step()
+    return logits.detach()
+
+
+def evaluate(net):
+    with torch.no_grad():
+        logits = net.eval()(batches(1)[0][0])
+    net.train()
+    return logits
+
+
+def deviation(expected, seen):
+    return float((expected - seen).abs().max() / expected.abs().max())
+
+
+def compare(loop, make=sgd, schedule="cosine", net=network, **options):
+    """Run a loop with weight decay and under ExpLR; return the largest relative deviation of what it yields."""
+    yielded = []
+    for converted in (False, True):
+        model = net()
+        optimizer = make(model)
+        scheduler = SCHEDULES[schedule](optimizer)
+        if converted:
+            scheduler = ExpLR(optimizer, scheduler, model=model, **options)
+        yielded.append([out for out in loop(model, optimizer, scheduler)])
+    assert len(yielded[0]) == len(yielded[1]) > 1
+    return max(map(deviation, *yielded))
+
+
+def once_an_epoch(model, optimizer, scheduler):
+    for index, batch in enumerate(batches()):
+        yield update(model, optimizer, batch)
+        if (index + 1) % BATCHES == 0:
+            if scheduler:
+                scheduler.step()
+            yield evaluate(model)
+
+
+def accumulating(model, optimizer, scheduler):
+    """Steps optimizer and scheduler at every second batch."""
+    for index, (images, labels) in enumerate(batches()):
+        logits = model(images)
+        F.cross_entropy(logits, labels).backward()
+        if index % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+            if scheduler and index % 4 == 3:
+                scheduler.step()
+        yield logits.detach()
+
+
+def stepping_too_often(model, optimizer, scheduler):
+    """Steps the scheduler once for each of two processes, as Accelerate's wrapper does, and before the first update too."""
+    for batch in batches(12):
+        if scheduler:
+            scheduler.step()
+            scheduler.step()
+        yield update(model, optimizer, batch)
+
+
+def skipping(model, optimizer, scheduler):
+    """Leaves out updates, as a GradScaler does after an overflow."""
+    for index, (images, labels) in enumerate(batches()):
+        logits = model(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        if index % 5 != 2:
+            optimizer.step()
+        if scheduler and index % BATCHES == 0:
+            scheduler.step()
+        yield logits.detach()
+
+
+def with_a_closure(model, optimizer, scheduler):
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    for batch in batches():
+        images, labels = batch
+        yield optimizer.step(closure).detach()
+    if scheduler:
+        scheduler.step()
+
+
+def without_backward_at_times(model, optimizer, scheduler):
+    """Guards against losses that are not finite, and calls optimizer.step() all the same."""
+    for index, (images, labels) in enumerate(batches()):
+        logits = model(images)
+        optimizer.zero_grad()
+        if index % 6 != 4:
+            F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        yield logits.detach()
+
+
+def clipping(model, optimizer, scheduler):
+    """One norm over groups of which some convert."""
+    for images, labels in batches():
+        logits = model(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        converted = isinstance(scheduler, ExpLR)
+        yield scheduler.clip_grad_norm_(0.5) if converted else nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        yield logits.detach()
+
+
+def clipping_values(model, optimizer, scheduler):
+    for images, labels in batches():
+        logits = model(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        scales = scheduler.gradient_scale if isinstance(scheduler, ExpLR) else [1.0]
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            nn.utils.clip_grad_value_(group["params"], 1e-3 * scale)
+        optimizer.step()
+        yield logits.detach()
+
+
+def scaling_gradients(model, optimizer, scheduler):
+    """Uses a GradScaler that begins far too high, so that it skips updates."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3)
+    taken = []
+    for images, labels in batches():
+        logits = model(images)
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(logits, labels).half()).backward()
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        taken.append(scaler.get_scale() >= before)
+        if scheduler:
+            scheduler.step()
+        yield logits.detach()
+    assert any(taken) and not all(taken)
+
+
+def evaluating_before_the_scheduler(model, optimizer, scheduler):
+    for batch in batches(8):
+        yield update(model, optimizer, batch)
+        yield evaluate(model)
+        if scheduler:
+            scheduler.step()
+
+
+LOOPS = [
+    once_an_epoch,
+    accumulating,
+    stepping_too_often,
+    skipping,
+    with_a_closure,
+    without_backward_at_times,
+    clipping,
+    clipping_values,
+    scaling_gradients,
+    evaluating_before_the_scheduler,
+]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "none"])
+@pytest.mark.parametrize("make", [sgd, lambda net: sgd(net, nesterov=True), adamw], ids=["SGD", "Nesterov", "AdamW"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_computes_the_same(loop, make, schedule):
+    assert compare(loop, make, schedule) < TOLERANCE
+
+
+def test_that_check_sees_a_decay_that_is_lost():
+    def losing(model, optimizer, scheduler):
+        for index, batch in enumerate(batches(8)):
+            if index == 4 and isinstance(scheduler, ExpLR):
+                scheduler.memory[0][0] = 0.0
+                scheduler.prepared = False
+            yield update(model, optimizer, batch)
+
+    assert compare(losing) > 1e3 * TOLERANCE
+
+
+def test_one_line_in_a_script_of_torchvision_is_exact(caplog):
+    """The network as it comes, a cosine that counts epochs, every parameter with weight decay.
+
+    Rounding grows a hundredfold with every few updates here, so the measure is a run whose weights differ in the last bit.
+    """
+
+    def resnet(last_bit=0.0):
+        torch.manual_seed(0)
+        net = torchvision.models.resnet18(num_classes=10).double()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1.0 + last_bit)
+        return net
+
+    runs = []
+    for net, converted in ((resnet(), False), (resnet(2.0**-52), False), (resnet(), True)):
+        optimizer = sgd(net, lr=0.05)
+        scheduler = SCHEDULES["cosine"](optimizer)
+        scheduler = ExpLR(optimizer, scheduler, model=net) if converted else scheduler
+        runs.append(list(once_an_epoch(net, optimizer, scheduler)))
+    for expected, control, seen in zip(*runs, strict=True):
+        assert deviation(expected, seen) <= deviation(expected, control) < 1e-5
+    summaries = [record.getMessage() for record in caplog.records if record.name == "explr"]
+    assert summaries == [scheduler.summary]
+    assert "54 of 62 tensors (99.9 % of the weights that decay) convert; layer4.0.bn2.weight" in scheduler.summary
+
+
+def every_batch(model, optimizer, scheduler):
+    for index, batch in enumerate(batches()):
+        yield update(model, optimizer, batch)
+        if isinstance(scheduler, ExpLR) or (index + 1) % BATCHES == 0:
+            scheduler.step()
+
+
+def test_steps_per_epoch_holds_an_epoch_wise_schedule_over_the_epoch():
+    assert compare(every_batch, steps_per_epoch=BATCHES) < TOLERANCE
+    assert compare(every_batch) > 1e-3
+
+
+def test_a_schedule_that_is_told_to_wait_and_called_once_an_epoch_is_an_error():
+    with pytest.raises(ExplrError, match=r"steps_per_epoch=5 .* 5 since the last call: leave it out"):
+        compare(once_an_epoch, steps_per_epoch=BATCHES)
+
+
+def with_two_optimised_parts(train_head, train_body):
+    """A loop in which the body or the head, each in a group of its own, has no gradient for some updates."""
+
+    def loop(model, optimizer, scheduler):
+        del scheduler
+        for index, (images, labels) in enumerate(batches(12)):
+            logits = model(images)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels).backward()
+            for group, active in zip(optimizer.param_groups, (train_body(index), train_head(index)), strict=True):
+                if not active:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            optimizer.step()
+            yield logits.detach()
+
+    return loop
+
+
+class TwoParts(nn.Module):
+    """Two blocks, each scale-invariant on its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.first = nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4, affine=False)
+        self.top, self.second = nn.Linear(4 * 8 * 8, 10, bias=False), nn.BatchNorm1d(10, affine=False)
+
+    def forward(self, images):
+        return self.second(self.top(self.first(self.body(images)).relu().flatten(1)))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_group_without_gradients_waits(nesterov):
+    """As where a part is frozen in the middle of a run, or trains only at times: torch leaves out its decay, too."""
+
+    def make(model):
+        groups = [{"params": [model.body.weight]}, {"params": [model.top.weight]}]
+        return torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-2, nesterov=nesterov)
+
+    loop = with_two_optimised_parts(lambda index: index % 3 != 1, lambda index: 2 < index < 8)
+    assert compare(loop, make, net=lambda: TwoParts().double()) < TOLERANCE
+
+
+def test_a_parameter_without_a_gradient_beside_others_is_an_error_that_names_it():
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net)
+    net.top.weight.grad = torch.ones_like(net.top.weight)
+    with pytest.raises(ExplrError, match=r"update 0 of parameter group 0 body.weight had no gradient: .* group of its own"):
+        optimizer.step()
+    del scheduler
+
+
+def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it():
+    net = TwoParts().double()
+    net.body.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-2)
+    scheduler = ExpLR(optimizer, model=net)
+    update(net, optimizer, batches(1)[0])
+    net.body.weight.requires_grad_(True)
+    with pytest.raises(ExplrError, match=r"update 1 of parameter group 0 body.weight did not train at first"):
+        update(net, optimizer, batches(1)[0])
+    del scheduler
+
+
+def test_a_loop_without_gradients_looks_at_rates_and_is_no_beginning_of_a_run():
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2), model=net, renormalize=False)
+    for expected in convert([0.2, 0.2, 0.02, 0.02], 1e-2, 0.9).lr:
+        assert scheduler.get_last_lr()[0] == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+    with pytest.raises(ExplrError, match="the 4 updates before this one had no gradient at all"):
+        update(net, optimizer, batches(1)[0])
+
+
+def test_a_preview_is_what_comes_and_touches_nothing():
+    net = network()
+    optimizer = adamw(net)
+    cycle = lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
+    scheduler = ExpLR(optimizer, cycle, model=net)
+    for batch in batches(7):
+        update(net, optimizer, batch)
+        scheduler.step()
+    before = copy.deepcopy((net.state_dict(), optimizer.state_dict(), scheduler.state_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        foreseen = scheduler.preview(20)
+        halved = scheduler.preview(3, updates_per_step=2)
+    after = (net.state_dict(), optimizer.state_dict(), scheduler.state_dict())
+    torch.testing.assert_close(before[0], after[0], rtol=0, atol=0)
+    torch.testing.assert_close(before[1]["state"], after[1]["state"], rtol=0, atol=0)
+    assert before[1]["param_groups"] == after[1]["param_groups"] and before[2] == after[2]
+    seen = []
+    for batch in batches(20):
+        seen.append(scheduler.log_lr)
+        update(net, optimizer, batch)
+        scheduler.step()
+    np.testing.assert_array_equal(np.array(foreseen), np.array(seen).T)
+    assert halved[0][0] == foreseen[0][0] and halved[0][1] != foreseen[0][1]
+
+
+def test_the_future_of_a_torch_scheduler_converts():
+    net = network()
+    optimizer = sgd(net)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    state = copy.deepcopy(scheduler.state_dict())
+    lrs = schedules.future(scheduler, 15)
+    assert scheduler.state_dict() == state and optimizer.param_groups[0]["lr"] == 0.2
+    log_lr = ExpLR(optimizer, scheduler, model=net).preview(15)[0]
+    np.testing.assert_allclose(convert(lrs, 1e-2, 0.9).log_lr, log_lr, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_weights_at_the_scale_of_the_decayed_run_average_and_export(make, renormalize):
+    """An average of growing weights is another average; of unscaled ones it is that of the run with weight decay."""
+    averages = []
+    for converted in (False, True):
+        model = network()
+        optimizer = make(model)
+        scheduler = ExpLR(optimizer, model=model, renormalize=renormalize) if converted else None
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+        for batch in batches():
+            update(model, optimizer, batch)
+            average.update_parameters(unscale(model, scheduler) if converted else model)
+        plain = unscale(model, scheduler) if converted else model
+        averages.append((average, plain))
+        if converted:
+            assert deviation(evaluate(model), evaluate(plain)) < TOLERANCE
+    (expected, original), (seen, plain) = averages
+    for one, two in zip(expected.module.parameters(), seen.module.parameters(), strict=True):
+        assert deviation(one, two) < TOLERANCE
+    fresh = network()  # as it would be built elsewhere: eps is in no state_dict
+    fresh.load_state_dict(plain.state_dict())
+    assert deviation(evaluate(original), evaluate(fresh)) < TOLERANCE
+    assert [m.eps for m in plain.modules() if hasattr(m, "eps")] == [m.eps for m in fresh.modules() if hasattr(m, "eps")]
+    losses = [
+        update(net, torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-2), batches(1)[0]) for net in (original, plain)
+    ]
+    assert deviation(*losses) < TOLERANCE
+
+
+def test_unscaling_needs_to_know_the_model():
+    net, other = network(), network()
+    scheduler = ExpLR(sgd(net), model=net)
+    with pytest.raises(ExplrError, match="not the one"):
+        unscale(other, scheduler)
+    optimizer = sgd(other)
+    optimizer.param_groups[0]["scale_invariant"] = True
+    with pytest.raises(ExplrError, match="built without model="):
+        unscale(other, ExpLR(optimizer))
+
+
+def test_a_checkpoint_of_the_script_as_it_was_goes_on_under_explr():
+    """Load it, then build ExpLR; a checkpoint of ExpLR resumes the other way round, since the groups are split by then."""
+
+    def script(net, optimizer, scheduler, part):
+        for index in part:
+            yield update(net, optimizer, batches()[index])
+            if (index + 1) % BATCHES == 0:
+                scheduler.step()
+
+    def build():
+        net = network()
+        optimizer = sgd(net)
+        return net, optimizer, SCHEDULES["cosine"](optimizer)
+
+    original = build()
+    list(script(*original, range(7)))
+    saved = copy.deepcopy([part.state_dict() for part in original])
+    expected = list(script(*original, range(7, 20)))
+
+    net, optimizer, scheduler = build()
+    for part, state in zip((net, optimizer, scheduler), saved, strict=True):
+        part.load_state_dict(copy.deepcopy(state))
+    ours = ExpLR(optimizer, scheduler, model=net)
+    seen = list(script(net, optimizer, ours, range(7, 13)))
+    saved = copy.deepcopy([part.state_dict() for part in (net, optimizer, ours)])
+    seen += script(net, optimizer, ours, range(13, 20))
+    assert max(map(deviation, expected, seen)) < TOLERANCE
+
+    net, optimizer, scheduler = build()
+    ours = ExpLR(optimizer, scheduler, model=net)
+    for part, state in zip((net, optimizer, ours), saved, strict=True):
+        part.load_state_dict(copy.deepcopy(state))
+    again = list(script(net, optimizer, ours, range(13, 20)))
+    assert all(map(torch.equal, seen[6:], again))
+
+
+@pytest.mark.filterwarnings("ignore:ExpLR has no model")
+def test_an_optimizer_s_state_without_explr_s_is_refused():
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer)
+    early = copy.deepcopy(optimizer.state_dict())
+    for batch in batches(3):
+        update(net, optimizer, batch)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(early)
+    with pytest.raises(ExplrError, match=r"state of update 0, ExpLR is at 2: load ExpLR's state too"):
+        scheduler.step()
+    optimizer = sgd(net)
+    optimizer.load_state_dict(saved)
+    scheduler = ExpLR(optimizer)
+    with pytest.raises(ExplrError, match="took its weight decay: load ExpLR's state too"):
+        update(net, optimizer, batches(1)[0])
+
+
+def test_a_plateau_that_never_gets_its_metric_says_so_once():
+    net = network()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer, patience=3), model=net)
+    with pytest.warns(UserWarning, match=r"called 4 times without the metric .* finds no plateau") as caught:
+        for _ in range(20):
+            optimizer.step()
+            scheduler.step()
+    assert sum("without the metric" in str(warning.message) for warning in caught) == 1
+    scheduler.step(1.0)
+    assert scheduler.scheduler.last_epoch == 1
+
+
+def test_without_a_model_explr_says_once_what_it_takes_on_trust():
+    net = network()
+    with pytest.warns(UserWarning, match=r"scale-invariant in parameter group 0; .* scale_invariant=True"):
+        ExpLR(sgd(net))
+    optimizer = sgd(net)
+    optimizer.param_groups[0]["scale_invariant"] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ExpLR(optimizer)
+
+
+@pytest.mark.parametrize(
+    "make, bound",
+    [
+        (lambda net: sgd(net, lr=3.0), "0.00263"),
+        (lambda net: sgd(net, lr=0.3, nesterov=True), "0.00277"),
+        (lambda net: sgd(net, lr=40.0, momentum=0.5, dampening=0.5), "0.17157"),
+    ],
+)
+def test_a_constant_rate_that_converts_for_some_steps_only_is_refused_at_once(make, bound):
+    net = network()
+    optimizer = make(net)
+    with pytest.raises(ExplrError, match=rf"must not exceed {bound}"):
+        ExpLR(optimizer, model=net)
+    ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1), model=net)  # a schedule that lowers it may be in time
+
+
+class Deep(nn.Module):
+    """Two layers before the norm: its input has degree 2."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False))
+        self.norm, self.head = nn.BatchNorm2d(8, affine=False), nn.Linear(8, 10).requires_grad_(False)
+
+    def forward(self, images):
+        return self.head(self.norm(self.layers(images)).relu().mean((2, 3)))
+
+
+def fast(net):
+    return torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.3, weight_decay=1.0)
+
+
+@pytest.mark.parametrize("known, below", [(True, 20.0), (False, 39.6)])
+def test_a_float32_run_stops_before_its_gradients_vanish_or_is_renormalised(known, below):
+    """Variances of activations leave the range long before the learning rate does."""
+    images, labels = batches(1)[0][0].float(), batches(1)[0][1]
+    net = Deep() if known else nn.Sequential(Deep().layers[0], nn.BatchNorm2d(8, affine=False), nn.Flatten(), nn.LazyLinear(10))
+    if not known:
+        net(images)
+        net[-1].requires_grad_(False)
+    optimizer = fast(net)
+    optimizer.param_groups[0]["scale_invariant"] = True
+    scheduler = ExpLR(optimizer, model=net if known else None, renormalize=False)
+    with pytest.raises(ExplrError, match=r"activations' growth of step \d+ .* torch.float32 .*renormalize=True"):
+        for _ in range(1000):
+            update(net, optimizer, (images, labels))
+            assert all(p.grad.any() for p in net.parameters() if p.requires_grad)
+    assert below - 0.5 < scheduler.log_scale[0] < below
+
+    net = Deep()
+    optimizer = fast(net)
+    scheduler = ExpLR(optimizer, model=net)
+    for _ in range(200):
+        update(net, optimizer, (images, labels))
+        assert all(p.grad.any() and p.isfinite().all() for p in net.parameters() if p.requires_grad)
+    assert scheduler.log_scale[0] > 60
+
+
+def test_a_schedule_that_is_no_torch_scheduler_is_taken_with_its_own_calls():
+    """As timm's are: step(epoch) once an epoch, step_update(number of updates) after each."""
+
+    class Cosine:
+        def __init__(self, optimizer):
+            self.optimizer, self.base = optimizer, [group["lr"] for group in optimizer.param_groups]
+            self.counts = {}
+
+        def set(self, **counts):
+            self.counts |= counts
+            share = (self.counts.get("epoch", 0) + self.counts.get("updates", 0) / BATCHES) / (2 * EPOCHS)
+            for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+                group["lr"] = base * 0.5 * (1 + math.cos(math.pi * share))
+
+        def step(self, epoch, metric=None):
+            self.set(epoch=epoch)
+
+        def step_update(self, num_updates, metric=None):
+            self.set(updates=num_updates)
+
+        def state_dict(self):
+            return dict(self.counts)
+
+        def load_state_dict(self, state):
+            self.counts = state
+
+    outs = []
+    for converted in (False, True):
+        model = network()
+        optimizer = sgd(model)
+        scheduler = Cosine(optimizer)
+        scheduler = ExpLR(optimizer, scheduler, model=model) if converted else scheduler
+        out = []
+        for index, batch in enumerate(batches()):
+            out.append(update(model, optimizer, batch))
+            scheduler.step_update(index + 1)
+            if (index + 1) % BATCHES == 0:
+                scheduler.step((index + 1) // BATCHES, 0.5)
+        outs.append(out)
+    assert max(map(deviation, *outs)) < TOLERANCE
+    assert scheduler.lrs[0] == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi)))
+    optimizer = sgd(model)
+    with pytest.raises(ExplrError, match="step_update"):
+        ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 3), model=model).step_update(1)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [0, -1, 2.5, "10"])
+def test_steps_per_epoch_is_a_number_of_steps(steps_per_epoch):
+    net = network()
+    with pytest.raises(ExplrError, match="steps_per_epoch="):
+        ExpLR(sgd(net), model=net, steps_per_epoch=steps_per_epoch)
