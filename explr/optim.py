@@ -59,6 +59,19 @@ class ExpLR(LRScheduler):
     accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
     the parameters of a group have gradients all or none: those without torch would neither move nor decay.
 
+    =============================  ===================================================================================
+    loop                           what to write instead
+    =============================  ===================================================================================
+    per epoch, per step, closures  nothing; the same for accumulation, GradScaler, DDP, Accelerate, Lightning
+    clipping by norm               ``scheduler.clip_grad_norm_(1.0)`` for ``clip_grad_norm_(parameters, 1.0)``
+    EMA, SWA, export, fine-tuning  ``explr.unscale(model, scheduler)`` for ``model``
+    ReduceLROnPlateau              ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``
+    Hugging Face Trainer           ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default
+    timm's schedulers              ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before
+    parts that train at times      a parameter group for each
+    a script's old checkpoint      load it before ExpLR is built; one of ExpLR after
+    =============================  ===================================================================================
+
     Args:
         optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
             (or Adam with ``decoupled_weight_decay=True``), new or under way. A group whose ``weight_decay`` is 0 keeps the rate
@@ -575,8 +588,9 @@ class ExpLR(LRScheduler):
             for name, value in {"learning rate": float(group["lr"]), **found}.items():
                 if value != expected[name]:
                     raise ExplrError(
-                        f"the {name} of parameter group {index} is {value:g}, not {expected[name]:g} as ExpLR set it: wrap the "
-                        "scheduler that changed it, ExpLR(optimizer, scheduler), and step only ExpLR."
+                        f"the {name} of parameter group {index} is {value:g}, not {expected[name]:g} as ExpLR set it. A second "
+                        "scheduler, a finder of learning rates or a callback for weight averaging may have changed it: wrap "
+                        "the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
                     )
 
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from explr import ExpLR, ExplrError, convert, models, schedules, unscale
 
 EPOCHS, BATCHES = 4, 5
-TOLERANCE = 1e-10
+TOLERANCE = 1e-12
 SCHEDULES = {
     "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
     "steps": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [2, 3]),
