@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from explr.invariance.attributes import chance_in_tensors
 from explr.invariance.degrees import CONSTANT, Condition, Degree, distinct_vectors, in_words, total_degree
 from explr.invariance.graph import arguments_of, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
 from explr.invariance.report import Approximation, InvarianceReport, NormReport, Obstruction, Row
 from explr.invariance.rulebook import QUIET
-from explr.invariance.sandbox import check_model, export, random_state_kept
+from explr.invariance.sandbox import check_model, left_as_it_is
+from explr.invariance.steps import trace
 from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few
 
@@ -71,11 +73,12 @@ def scale_invariance(model: nn.Module, *example_inputs: Any) -> InvarianceReport
     invariant on their own: 0.weight
     """
     check_model(model, example_inputs, "scale_invariance")
-    with random_state_kept(model):
-        program = export(model, example_inputs)
-        graph = Propagation(program, model)
+    with left_as_it_is(model):
+        with chance_in_tensors(type(model).__name__):
+            traced = trace(model, example_inputs)
+        graph = Propagation(traced, model, example_inputs)
         graph.run()
-        seen = measure(program, example_inputs, graph)
+        seen = measure(traced.program, example_inputs, graph)
     return _report(graph, seen)
 
 

@@ -67,7 +67,10 @@ def tensors_of(node: fx.Node) -> list[Tensor]:
 
 def storage_key(tensor: Tensor) -> int:
     """Identify a storage; the graph keeps its (fake) tensors alive, so no two share a key by chance."""
-    return int(tensor.untyped_storage()._cdata)
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a sparse tensor has several storages, and shares none
+        return id(tensor)
 
 
 def storage_of(node: fx.Node) -> int:
@@ -75,9 +78,17 @@ def storage_of(node: fx.Node) -> int:
     return storage_key(node.meta["val"])
 
 
-def covers_storage(tensor: Tensor) -> bool:
-    """Tell whether a tensor covers its storage."""
-    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes() and 0 not in tensor.stride()
+def written_arguments(node: fx.Node) -> list[tuple[str, fx.Node, set[str]]]:
+    """Return the tensors that a call writes into: argument, node, and the names under which results are the same memory."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    arguments = arguments_of(node)
+    return [
+        (argument.name, written, set(argument.alias_info.before_set))
+        for argument in node.target._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for written in nodes_in(arguments.get(argument.name))
+    ]
 
 
 def written_storages(module: fx.GraphModule) -> set[int]:
@@ -86,8 +97,7 @@ def written_storages(module: fx.GraphModule) -> set[int]:
     for node in module.graph.nodes:
         if node.op == "get_attr" and isinstance(inner := attribute(module, node.target), fx.GraphModule):
             found |= written_storages(inner)
-        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            found |= {storage_key(tensor) for tensor in tensors_of(node)}
+        found |= {storage_of(written) for _, written, _ in written_arguments(node) if "val" in written.meta}
     return found
 
 
@@ -121,3 +131,18 @@ def source_line(node: fx.Node) -> str:
             name = "cell" if "ipykernel" in file else os.path.basename(file)  # a cell's file has another name in every session
             return f"{name}:{number}: {text.strip()}"
     return ""
+
+
+def running_statistics(node: fx.Node) -> list[fx.Node]:
+    """Return the running mean and variance that a norm in training mode updates, though few schemas say so."""
+    if not isinstance(node.target, torch._ops.OpOverload) or operation_name(node) not in PER_CHANNEL:
+        return []
+    arguments = arguments_of(node)
+    if not arguments.get("training", arguments.get("use_input_stats", True)):
+        return []
+    return [arguments[name] for name in ("running_mean", "running_var") if isinstance(arguments.get(name), fx.Node)]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

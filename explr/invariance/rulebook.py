@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 from explr.invariance import rules as r
-from explr.invariance.calls import Call
+from explr.invariance.calls import BY_NUMBERS, Call
 from explr.invariance.degrees import Degree
 from explr.invariance.graph import PER_CHANNEL, nodes_in
-from explr.invariance.rules import BY_NUMBERS, Rule
+from explr.invariance.rules import Rule
 
 
 def apply_rule(call: Call) -> Degree | list[Degree]:

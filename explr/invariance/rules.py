@@ -13,11 +13,10 @@ from torch import Tensor, fx
 
 from explr.invariance.calls import Call
 from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, combine
-from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_of, tensors_of
+from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
-BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
 
 Rule = Callable[[Call], Degree | list[Degree]]
 
@@ -286,21 +285,15 @@ def attention(call: Call) -> list[Degree]:
 
 def nonlinear(call: Call) -> Degree:
     """Not homogeneous: fine only where nothing that comes in scales."""
-    return insist(call, "nonlinear", SMOOTH)
+    call.insist("nonlinear", SMOOTH)
+    return CONSTANT
 
 
 def unknown(call: Call) -> Degree:
     """Whatever it does, it gives the same for the same arguments."""
+    call.insist()
     if call.mutates:  # zeros may be zeros no more
         for node in nodes_in((call.node.args, call.node.kwargs)):
             if isinstance(node.meta.get("val"), Tensor) and call.found.degree(node) is None:
-                call.found.storages[storage_of(node)] = CONSTANT
-    return insist(call, "unknown operation", BY_NUMBERS)
-
-
-def insist(call: Call, kind: str, remedy: str) -> Degree:
-    """Ask that nothing that comes in scales."""
-    call.consulted |= call.arguments.keys()
-    for argument in nodes_in((call.node.args, call.node.kwargs)):
-        call.require(call.agree([argument]), kind, remedy)
+                call.found.memory.write(node.meta["val"], CONSTANT, lambda degrees: CONSTANT)
     return CONSTANT
