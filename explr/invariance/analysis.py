@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from explr.errors import ExplrError
 from explr.invariance.attributes import chance_in_tensors
 from explr.invariance.degrees import CONSTANT, Condition, Degree, distinct_vectors, in_words, total_degree
-from explr.invariance.graph import arguments_of, module_path, norm_name, operation_name, source_line
+from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
 from explr.invariance.report import Approximation, InvarianceReport, NormReport, Obstruction, Row
@@ -76,10 +77,18 @@ def scale_invariance(model: nn.Module, *example_inputs: Any) -> InvarianceReport
     with left_as_it_is(model):
         with chance_in_tensors(type(model).__name__):
             traced = trace(model, example_inputs)
-        graph = Propagation(traced, model, example_inputs)
-        graph.run()
-        seen = measure(traced.program, example_inputs, graph)
-    return _report(graph, seen)
+        try:
+            graph = Propagation(traced, model, example_inputs)
+            graph.run()
+            report = _report(graph, measure(traced.program, example_inputs, graph))
+        except ExplrError:
+            raise
+        except Exception as error:
+            raise ExplrError(
+                f"the analysis of {type(model).__name__} fails: {first_line(error)}. That is a limit of explr, not of the model, so "
+                "please report it. explr.lemma1 goes by numbers, and needs no graph."
+            ) from error
+    return report
 
 
 def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> InvarianceReport:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from explr.errors import ExplrError
 
-_BOOKKEEPING = set(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}  # hooks and the like
+_BOOKKEEPING = ("_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl")
 _DEEPEST = 6
 
 
@@ -92,7 +92,9 @@ def _is_container(value: Any) -> bool:
         return True
     if isinstance(value, Tensor | type | types.ModuleType | torch.dtype | torch.device):
         return False
-    if isinstance(value, dict | list | tuple | set | deque | types.CellType | types.FunctionType | functools.partial):
+    if isinstance(value, types.FunctionType):
+        return not (value.__module__ or "").startswith(("torch", "explr.invariance"))
+    if isinstance(value, dict | list | tuple | set | deque | types.CellType | functools.partial):
         return True
     return hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch", "numpy", "builtins"))
 

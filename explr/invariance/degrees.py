@@ -41,6 +41,8 @@ def total_degree(vector: Vector, names: set[str] | None = None) -> Fraction:
 def degree_of_constant(value: Tensor | complex) -> Degree:
     """Return the degree of a constant: none of its own, unless all its entries are 0 or infinite."""
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            return CONSTANT
         fixed = value.numel() > 0 and bool(((value == 0) | torch.isinf(value)).all()) if not value.is_meta else False
         return None if fixed and value.dtype != torch.bool else CONSTANT
     return None if value == 0 or (isinstance(value, float) and math.isinf(value)) else CONSTANT
@@ -49,7 +51,7 @@ def degree_of_constant(value: Tensor | complex) -> Degree:
 def in_words(degree: Degree) -> str:
     """Return the degree for a table, when all parameters scale together."""
     if isinstance(degree, Parts):
-        return " | ".join(dict.fromkeys(in_words(part) for _, part in degree.parts))
+        return " | ".join(dict.fromkeys(map(in_words, degree.parts)))
     if isinstance(degree, Shifted):
         return f"{in_words(degree.degree)} + {in_words(degree.shift)}"
     return "any" if degree is None else str(total_degree(degree))
@@ -58,7 +60,7 @@ def in_words(degree: Degree) -> str:
 def vectors_of(degree: Degree) -> list[Vector | None]:
     """Return the degrees of the parts of a tensor."""
     if isinstance(degree, Parts):
-        return [part for _, part in degree.parts]
+        return list(degree.parts)
     return [degree.degree, degree.shift] if isinstance(degree, Shifted) else [degree]
 
 
@@ -79,7 +81,7 @@ class Parts:
     """
 
     axis: int
-    parts: tuple[tuple[int, Vector | None], ...]
+    parts: tuple[Vector | None, ...]
     node: fx.Node = field(compare=False)
 
 
@@ -149,7 +151,7 @@ class Findings:
             )
         if len(found) <= 1:
             return found[0] if found else None
-        return Parts(-1, tuple((0, vector) for degree in found for vector in vectors_of(degree)), arg)
+        return Parts(-1, tuple(vector for degree in found for vector in vectors_of(degree)), arg)
 
     def agree(self, node: fx.Node, degrees: Iterable[Degree], remedy: str = "") -> Vector | None:
         """Return the common degree, on the condition that all are equal."""

@@ -82,6 +82,8 @@ def written_arguments(node: fx.Node) -> list[tuple[str, fx.Node, set[str]]]:
     """Return the tensors that a call writes into: argument, node, and the names under which results are the same memory."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return []
+    if operation_name(node) == "detach":  # says that it writes, and writes nothing
+        return []
     arguments = arguments_of(node)
     return [
         (argument.name, written, set(argument.alias_info.before_set))

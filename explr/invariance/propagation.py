@@ -52,6 +52,7 @@ class Propagation(Findings):
         self.state: set[int] = set()  # storages of parameters, buffers and constants
         self.trainable: list[fx.Node] = []  # placeholders of parameters that scale
         self.kept: list[fx.Node] = []  # placeholders of what else the network keeps
+        self.in_sparse: set[int] = set()  # storages that may be the values of sparse tensors
         self.step = 1
         self._inputs(inputs)
 
@@ -164,6 +165,7 @@ class Propagation(Findings):
                 if out.dtype != torch.bool:  # x.bool() asks whether x is 0, at every scale; x.int() rounds
                     self.require(self.agree(node, [results[index]]), "nonlinear", node, SMOOTH)
                 results[index] = CONSTANT
+        self._watch_sparse(call, outs)
         written = self._write_arguments(call, results)
         for index, (out, degree) in enumerate(zip(outs, results, strict=True)):
             if index not in written and not self.memory.knows(out):
@@ -199,6 +201,20 @@ class Propagation(Findings):
         if any(storage_of(statistic) in self.read for statistic in statistics):
             remedy = "The network reads the running statistics that this norm keeps: read those of the batch."
             self.require(call.degree("input"), "stored state", call.node, remedy)
+
+    def _watch_sparse(self, call: Call, outs: list[Tensor]) -> None:
+        """Refuse to write into the values of a sparse tensor, whose memory is not seen."""
+        arguments = [n for n in nodes_in((call.node.args, call.node.kwargs)) if isinstance(n.meta.get("val"), Tensor)]
+        if any(out.layout is not torch.strided for out in outs):
+            self.in_sparse |= {storage_of(argument) for argument in arguments}
+        if call.operation.endswith("values"):
+            self.in_sparse |= {storage_key(out) for out in outs}
+        sparse = {storage_of(n) for _, n, _ in written_arguments(call.node) if n.meta["val"].layout is not torch.strided}
+        if sparse or self.in_sparse & self.written:
+            raise ExplrError(
+                f"the values of a sparse tensor are written in place ({source_line(call.node) or call.operation}), which the "
+                "analysis of scale invariance cannot follow. Make a new sparse tensor instead."
+            )
 
     def _inline(self, module: fx.GraphModule, node: fx.Node) -> None:
         """Walk a region under no_grad or autocast, whose nodes share our storages."""
