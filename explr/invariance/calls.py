@@ -25,9 +25,11 @@ class Call:
         self.names: list[str] = []
         self.consulted: set[str] = set()
         self.mutates = False
+        self.is_view = False
         if isinstance(node.target, torch._ops.OpOverload):
             schema = node.target._schema
             self.mutates = schema.is_mutable
+            self.is_view = any(result.alias_info is not None for result in schema.returns)
             self.names = [argument.name for argument in schema.arguments]
 
     def __getitem__(self, name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -93,13 +95,40 @@ def written_arguments(node: fx.Node) -> list[tuple[str, fx.Node, set[str]]]:
     ]
 
 
+def regions_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule, list[tuple[fx.Node, fx.Node]]]]:
+    """Yield regions under no_grad or autocast: the call, the graph, and its placeholders with what they are outside."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and str(node.target) in WRAPPERS:
+            index, graph = next(
+                (i, arg) for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+            )
+            inner = attribute(module, graph.target)
+            holes = [hole for hole in inner.graph.nodes if hole.op == "placeholder"]
+            pairs = zip(holes, node.args[index + 1 :], strict=False)
+            yield node, inner, [(h, a) for h, a in pairs if isinstance(h.meta.get("val"), Tensor) and isinstance(a, fx.Node)]
+
+
 def written_storages(module: fx.GraphModule) -> set[int]:
     """Return the storages that some operation writes into."""
-    found = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(inner := attribute(module, node.target), fx.GraphModule):
-            found |= written_storages(inner)
-        found |= {storage_of(written) for _, written, _ in written_arguments(node) if "val" in written.meta}
+    return _storages(module, lambda node: (written for _, written, _ in written_arguments(node)))
+
+
+def read_storages(module: fx.GraphModule) -> set[int]:
+    """Return the storages that some operation reads, but for norms in training mode, which only keep their statistics there."""
+
+    def read(node: fx.Node) -> Iterator[fx.Node]:
+        kept = running_statistics(node)
+        if node.target is not operator.getitem and str(node.target) not in WRAPPERS:
+            yield from (argument for argument in nodes_in((node.args, node.kwargs)) if argument not in kept)
+
+    return _storages(module, read)
+
+
+def _storages(module: fx.GraphModule, of_node: Callable[[fx.Node], Iterable[fx.Node]]) -> set[int]:
+    found = {storage_of(n) for node in module.graph.nodes for n in of_node(node) if isinstance(n.meta.get("val"), Tensor)}
+    for _, inner, holes in regions_of(module):
+        inside = _storages(inner, of_node)
+        found |= inside | {storage_of(argument) for hole, argument in holes if storage_of(hole) in inside}
     return found
 
 

@@ -22,6 +22,8 @@ from explr.invariance.graph import (
     lookup,
     nodes_in,
     operation_name,
+    read_storages,
+    regions_of,
     running_statistics,
     source_line,
     storage_key,
@@ -48,10 +50,12 @@ class Propagation(Findings):
         self.operations: list[tuple[fx.Node, list[Degree], Degree]] = []
         self.outputs: list[Vector | None] = []
         self.written = written_storages(self.program.graph_module)
-        self.read = set(_read_storages(self.program.graph_module))
+        self.read = read_storages(self.program.graph_module)
         self.state: set[int] = set()  # storages of parameters, buffers and constants
         self.trainable: list[fx.Node] = []  # placeholders of parameters that scale
         self.kept: list[fx.Node] = []  # placeholders of what else the network keeps
+        self.regions: dict[fx.Node, tuple[fx.GraphModule, list[tuple[fx.Node, fx.Node]]]] = {}
+        self.constants: set[fx.Node] = set()  # plain attributes that are tensors
         self.in_sparse: set[int] = set()  # storages that may be the values of sparse tensors
         self.step = 1
         self._inputs(inputs)
@@ -99,6 +103,9 @@ class Propagation(Findings):
         real |= dict(_constants(self.program.graph_module))
         real = {node: tensor for node, tensor in real.items() if isinstance(node.meta.get("val"), Tensor)}
         self.memory.settle((node.meta["val"], tensor) for node, tensor in real.items() if tensor is not None)
+        signature = self.program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.constants |= {node for node in real if node.op == "get_attr" or (node.name in lifted and node.name not in named)}
         self.state |= {storage_of(node) for node in real if node.name in lifted}
         refuse_overlaps(self.parameters)
         names = {id(p): name for name, p in self.parameters.items()}
@@ -121,13 +128,14 @@ class Propagation(Findings):
         return degree_of_constant(tensor)
 
     def _walk(self, module: fx.GraphModule) -> None:
+        self.regions |= {node: (inner, holes) for node, inner, holes in regions_of(module)}
         for node in module.graph.nodes:
             if node is self.trace.boundary:
                 self._end_first_step()
             if node.op != "call_function":
                 continue
             try:
-                self._call(module, node)
+                self._call(node)
             except ExplrError:
                 raise
             except Exception as error:
@@ -146,9 +154,9 @@ class Propagation(Findings):
                 self.after_first[node] = vector if vector is not None else CONSTANT
                 self._write(node, node, self.after_first[node])
 
-    def _call(self, module: fx.GraphModule, node: fx.Node) -> None:
+    def _call(self, node: fx.Node) -> None:
         if str(node.target) in WRAPPERS:
-            self._inline(module, node)
+            self._inline(node)
             return
         outs = tensors_of(node)
         if node.target is operator.getitem or (not outs and not isinstance(node.target, torch._ops.OpOverload)):
@@ -168,7 +176,12 @@ class Propagation(Findings):
         self._watch_sparse(call, outs)
         written = self._write_arguments(call, results)
         for index, (out, degree) in enumerate(zip(outs, results, strict=True)):
-            if index not in written and not self.memory.knows(out):
+            if self.memory.knows(out):
+                continue
+            if index in written:
+                self.memory.same(out, written[index].meta["val"])
+            else:
+                self._watch_constants(call, out)
                 self.memory.create(out, degree)
         self._keep_statistics(call)
         if any(out.dtype.is_floating_point for out in outs) and self.step == 1:
@@ -202,6 +215,16 @@ class Propagation(Findings):
             remedy = "The network reads the running statistics that this norm keeps: read those of the batch."
             self.require(call.degree("input"), "stored state", call.node, remedy)
 
+    def _watch_constants(self, call: Call, out: Tensor) -> None:
+        """Refuse to write into a plain attribute through a view: a trace gives the two different memory."""
+        for argument in nodes_in((call.node.args, call.node.kwargs)):
+            shared = {storage_key(out), storage_of(argument)} if argument in self.constants else set()
+            if shared & self.written and call.is_view:
+                raise ExplrError(
+                    f"a view of an attribute is written in place ({source_line(call.node) or call.operation}), which a trace "
+                    "does not see as one memory. Keep it in a buffer (register_buffer), or write into the attribute itself."
+                )
+
     def _watch_sparse(self, call: Call, outs: list[Tensor]) -> None:
         """Refuse to write into the values of a sparse tensor, whose memory is not seen."""
         arguments = [n for n in nodes_in((call.node.args, call.node.kwargs)) if isinstance(n.meta.get("val"), Tensor)]
@@ -216,14 +239,11 @@ class Propagation(Findings):
                 "analysis of scale invariance cannot follow. Make a new sparse tensor instead."
             )
 
-    def _inline(self, module: fx.GraphModule, node: fx.Node) -> None:
+    def _inline(self, node: fx.Node) -> None:
         """Walk a region under no_grad or autocast, whose nodes share our storages."""
-        graph = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
-        inner = attribute(module, graph.target)
-        holes = [hole for hole in inner.graph.nodes if hole.op == "placeholder"]
-        for hole, argument in zip(holes, node.args[node.args.index(graph) + 1 :], strict=False):
-            if isinstance(hole.meta.get("val"), Tensor) and isinstance(argument, fx.Node):
-                self.memory.same(hole.meta["val"], argument.meta["val"])
+        inner, holes = self.regions[node]
+        for hole, argument in holes:
+            self.memory.same(hole.meta["val"], argument.meta["val"])
         self._walk(inner)
         (results,) = inner.graph.output_node().args
         for out, result in zip(tensors_of(node), nodes_in(results), strict=False):
@@ -266,26 +286,9 @@ def refuse_overlaps(parameters: dict[str, nn.Parameter]) -> None:
         reach = max(reach, (memory, high, name)) if memory == reach[0] else (memory, high, name)
 
 
-def _graphs(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
-    yield module
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(inner := attribute(module, node.target), fx.GraphModule):
-            yield from _graphs(inner)
-
-
 def _constants(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Tensor]]:
-    for graph in _graphs(module):
-        for node in graph.graph.nodes:
-            if node.op == "get_attr" and isinstance(value := attribute(graph, node.target), Tensor):
-                yield node, value
-
-
-def _read_storages(module: fx.GraphModule) -> Iterator[int]:
-    """Yield the storages that some operation reads, but for norms in training mode, which only keep their statistics there."""
-    for graph in _graphs(module):
-        for node in graph.graph.nodes:
-            kept = running_statistics(node)
-            inlined = str(node.target) in WRAPPERS or node.target is operator.getitem
-            for argument in () if inlined else nodes_in((node.args, node.kwargs)):
-                if argument not in kept and isinstance(argument.meta.get("val"), Tensor):
-                    yield storage_key(argument.meta["val"])
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := attribute(module, node.target), Tensor):
+            yield node, value
+    for _, inner, _ in regions_of(module):
+        yield from _constants(inner)
