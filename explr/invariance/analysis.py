@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import chance_in_tensors
-from explr.invariance.degrees import CONSTANT, Condition, Degree, distinct_vectors, in_words, total_degree
+from explr.invariance.degrees import CONSTANT, Condition, Degree, Vector, combine, distinct_vectors, in_words, total_degree
 from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
@@ -100,19 +100,24 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     return report
 
 
-def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> tuple[dict[str, float], float]:
-    """Return module → eps, where it is an attribute, and the largest of the others, relative to what it is added to."""
+def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> tuple[dict[str, tuple[float, Vector]], float]:
+    """Return module → eps, where it is an attribute, with its degree; and the largest of the others, relatively."""
     modules = dict(graph.model.named_modules())
-    own: dict[str, float] = {}
+    added = [(n, _eps_of(n), [combine(v, v) for v in distinct_vectors([degree])]) for n, degree in graph.norms]
+    added += [(eps.node, eps.eps, [eps.vector]) for eps in graph.eps]
+    degrees: dict[str, list[Vector | None]] = {}
+    for node, _, vectors in added:
+        degrees.setdefault(module_path(node), []).extend(vectors)
+    own: dict[str, tuple[float, Vector]] = {}
     left = 0.0
-    added = [(node, degree, _eps_of(node)) for node, degree in graph.norms]
-    for node, degree, size in [*added, *((eps.node, eps.vector, eps.eps) for eps in graph.eps)]:
+    for node, size, vectors in added:
         path = module_path(node)
-        vectors = distinct_vectors([degree])
-        if getattr(modules.get(path), "eps", math.nan) in (size, None):
-            own[path] = size
-        elif size and any(vectors):
-            falling = any(power < 0 for vector in vectors for power in vector.values())
+        scaling = [vector for vector in vectors if vector]
+        if path in modules and hasattr(modules[path], "eps") and all(v == vectors[0] for v in degrees[path]):
+            if modules[path].eps == size and scaling:  # else there is none, and torch takes the spacing of numbers at 1
+                own[path] = size, scaling[0]
+        elif size and scaling:
+            falling = any(power < 0 for vector in scaling for power in vector.values())
             left = max(left, math.inf if falling or not seen.get(node, (0.0, 0.0))[1] else size / seen[node][1])
     return own, left
 

@@ -2,8 +2,8 @@
 
 The prover follows rules, and a rule may be wrong. So every set of parameters that it claims can be scaled is scaled, each by a
 factor of its own and another at each step, and the outputs are compared, with the same random numbers, and with state carried
-from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding: of an
-invariant network even the rounding errors stay what they are.
+from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding, and the
+eps of norms follows them: of an invariant network even the rounding errors stay what they are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import tensors_in
+from explr.invariance.degrees import Vector
 from explr.invariance.graph import storage_key
 from explr.invariance.sandbox import left_as_it_is
 from explr.invariance.tables import few
@@ -34,7 +35,7 @@ def hold_against_numbers(
     model: nn.Module,
     inputs: Sequence[Any],
     sets: Sequence[Sequence[str]],
-    eps: Mapping[str, float],
+    eps: Mapping[str, tuple[float, Vector]],
     left: float = 0.0,
 ) -> float | None:
     """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, relatively.
@@ -43,7 +44,7 @@ def hold_against_numbers(
         model: the network, which stays as it is.
         inputs: what it is called with.
         sets: names of parameters; each set may be scaled without the others.
-        eps: module → what its attribute ``eps`` is; replaced by something negligible.
+        eps: module → what its attribute ``eps`` is, and the degree of what it is added to; scaled as that is.
         left: how large, relatively, what counts as an eps and is no attribute of a module is.
 
     Returns:
@@ -89,7 +90,9 @@ def hold_against_numbers(
 class _Run:
     """Two steps of a copy of a network."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Any], eps: Mapping[str, float], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Any], eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
+    ) -> None:
         self.model = model
         self.inputs = inputs
         self.eps = eps
@@ -128,12 +131,7 @@ class _Run:
             else:
                 new = self._converted(data)
             memo.setdefault(id(tensor), nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
-        twin = copy.deepcopy(self.model, memo)
-        for path, eps in self.eps.items():
-            module = twin.get_submodule(path)
-            if getattr(module, "eps", None) == eps:
-                module.eps = 1e-200 if self.dtype is torch.float64 else 1e-30  # type: ignore[assignment]
-        return twin
+        return copy.deepcopy(self.model, memo)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         """Return a copy of a tensor in our precision."""
@@ -144,9 +142,13 @@ class _Run:
     def _steps(self, twin: nn.Module, sets: Sequence[Sequence[str]], exponents: Exponents) -> Iterator[Tensor]:
         parameters = dict(twin.named_parameters())
         for step in range(2):
+            scale: dict[str, int] = {}  # of every parameter, as a power of two
             for names, powers in zip(sets, exponents, strict=True):
+                scale |= dict.fromkeys(names, powers[step])
                 for name in names:
                     parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
+            for path, (eps, degree) in self.eps.items():
+                twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
             with _Watch(self.model) as watch:
                 output = twin(*tree_map_only(Tensor, self._converted, tuple(self.inputs)))
             self.foreign |= watch.foreign

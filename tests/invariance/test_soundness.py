@@ -380,7 +380,9 @@ OTHER = {
     "a parametrization": (lambda: orthogonal(), "no"),
     "bits as integers": (lambda: net(lambda m, x: m.a(x).view(torch.int64).to(x.dtype)), "no"),
     "bits as booleans": (lambda: net(lambda m, x: m.a(x).view(torch.uint8).view(torch.bool).to(x.dtype)), "no"),
-    "bits as half precision": (lambda: net(lambda m, x: m.a(x).view(torch.bfloat16).nan_to_num().to(x.dtype) / 1e30), "no"),
+    "bits as half precision": (
+        lambda: net(lambda m, x: m.a(x).view(torch.bfloat16).nan_to_num().clamp(-9, 9).to(x.dtype)), "no",
+    ),
     "written into a view": (lambda: net(writes(lambda z, y: z.view(-1)[:5].copy_(y.view(-1)[:5]))), "no"),
     "written into a diagonal": (lambda: net(writes(lambda z, y: z.diagonal().copy_(y.diagonal()))), "no"),
     "written by index": (lambda: net(writes(lambda z, y: z.index_put_((torch.tensor([0]),), y[:1]))), "no"),
@@ -515,8 +517,7 @@ def test_rules_are_right(name):
     report = scale_invariance(build(), x)
     assert report.invariant == (expected == "yes"), report.table()
     assert not any(obstruction.kind == "unknown operation" for obstruction in report.obstructions), report.table()
-    factors = ((4.0, 0.5, 2.0, 8.0), (0.25, 16.0, 0.5, 2.0))  # powers of two, because grouped products take bfloat16
-    change = change_over_steps(build, x, [n for n, p in build().named_parameters() if p.requires_grad], factors)
+    change = change_over_steps(build, x, [n for n, p in build().named_parameters() if p.requires_grad])
     assert (change < 1e-9) if expected == "yes" else (change > 1e-6), f"the output changes by {change:.1e}"
 
 
