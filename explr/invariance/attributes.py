@@ -18,6 +18,7 @@ from explr.errors import ExplrError
 
 _BOOKKEEPING = ("_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl")
 _DEEPEST = 6
+_LONGEST = 10_000
 
 
 def contents(model: nn.Module) -> dict[str, Any]:
@@ -111,34 +112,30 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
             return [("", container.cell_contents)]
         except ValueError:  # empty yet
             return []
+    if len(container) > _LONGEST:  # of a table of data, its length
+        return [("length", len(container))]
     if isinstance(container, dict):
         return [(key, value) for key, value in container.items() if key not in _BOOKKEEPING]
     return list(enumerate(sorted(container, key=str) if isinstance(container, set) else container))
 
 
 def _copied(container: Any) -> Any:
-    return _items(container) if isinstance(container, types.CellType) else container.copy() if _mutable(container) else None
-
-
-def _mutable(container: Any) -> bool:
-    return isinstance(container, dict | list | set | deque)
+    if isinstance(container, types.CellType):
+        return _items(container)
+    return dict(container) if isinstance(container, dict) else list(container)
 
 
 def _restore(container: Any, copy: Any) -> None:
-    if isinstance(container, types.CellType) and copy:
-        container.cell_contents = copy[0][1]
-    elif isinstance(container, list):
-        container[:] = copy
+    if isinstance(container, types.CellType):
+        if copy:
+            container.cell_contents = copy[0][1]
     elif isinstance(container, dict):
-        if [(k, id(v)) for k, v in container.items()] != [(k, id(v)) for k, v in copy.items()]:
+        if [(key, id(value)) for key, value in container.items()] != [(key, id(value)) for key, value in copy.items()]:
             container.clear()
             container.update(copy)
-    elif isinstance(container, set):
+    elif isinstance(container, list | deque | set) and list(map(id, container)) != list(map(id, copy)):
         container.clear()
-        container.update(copy)
-    elif isinstance(container, deque):
-        container.clear()
-        container.extend(copy)
+        (container.update if isinstance(container, set) else container.extend)(copy)
 
 
 def _in_words(value: Any) -> str:

@@ -162,6 +162,11 @@ class Propagation(Findings):
         if node.target is operator.getitem or (not outs and not isinstance(node.target, torch._ops.OpOverload)):
             return  # one of several outputs, which share its storage; or arithmetic on sizes
         call = Call(self, node)
+        if call.operation == "set":
+            raise ExplrError(
+                f"a tensor is given other memory ({source_line(node) or 'set_'}), which the analysis of scale invariance "
+                "cannot follow. Copy the values (copy_), or assign the tensor itself."
+            )
         taken = [self.degree(arg) for arg in self._shown(node)]
         result = apply_rule(call)
         results = result[: len(outs)] if isinstance(result, list) else [result] * len(outs)

@@ -78,9 +78,9 @@ def _two_steps(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
         boundary = torch.zeros(())
         again = module(*kept["inputs"])
         last = tensors_in(module)
-        kept["unsettled"] = [
-            (path, first.get(path, "nothing"), value) for path, value in values_in(module).items() if value != first.get(path)
-        ]
+        after = values_in(module)
+        both = ((path, first.get(path, "nothing"), after.get(path, "nothing")) for path in {**first, **after})
+        kept["unsettled"] = [(path, one, other) for path, one, other in both if one != other]
         kept["paths"] = [path for path in _assigned(kept["before"], kept["first"]) if path in last]
         kept["length"] = len(tree_leaves((output, again)))
         return output, again, boundary, [(kept["first"][path], last[path]) for path in kept["paths"]]

@@ -167,6 +167,12 @@ def two_slots(m, x):
     return y
 
 
+def alternating(m, x):
+    y = sign(m.a(x)) if m.center is None else sign(m.a(x)) * m.center
+    m.center = m.a(x).mean(0) if m.center is None else None
+    return y
+
+
 def kept(m, x):
     m.last = m.a(x)
     return rms(m.last)
@@ -242,6 +248,7 @@ STATE = {
     "initialised by the first call, at degree 0": (lambda: net(lazily(rms), center=None), "yes"),
     "what comes two calls later": (lambda: net(shifted_register, first=torch.zeros(4), second=torch.zeros(4)), "no"),
     "what the second call assigns": (lambda: net(two_slots, center=None), "no"),
+    "set and unset": (lambda: net(alternating, center=None), "refused"),
     "assigned, never read": (lambda: net(kept, last=None), "yes"),
     "a frozen parameter is written": (lambda: net(written_frozen, q=nn.Parameter(torch.ones(4), requires_grad=False)), "no"),
     "weights normalised in place": (lambda: net(forced), "yes"),
@@ -390,7 +397,7 @@ OTHER = {
     "written as one of a list": (lambda: net(writes(lambda z, y: torch._foreach_add_([z], [y]))), "no"),
     "written under no_grad": (lambda: net(writes(under(torch.no_grad))), "no"),
     "written under autocast": (lambda: net(writes(under(lambda: torch.autocast("cpu", enabled=False)))), "no"),
-    "memory exchanged": (lambda: net(writes(lambda z, y: z.set_(y.detach()))), "no"),
+    "memory exchanged": (lambda: net(writes(lambda z, y: z.set_(y.detach()))), "refused"),
     "the input is scaled in place": (lambda: net(scaled_input), "yes"),
     "parts along an axis that a view has not": (lambda: net(concatenated_late), "no"),
     "zeros of an unused mask": (lambda: deformed(None), "no"),
