@@ -67,6 +67,12 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         metavar="SHAPE[:DTYPE]",
         help="shape of an input, e.g. 2,3,224,224, or 2,16:int64 for zeros; once for each argument of the network",
     )
+    sub.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hold the proof against numbers, two steps in float64 (default: yes)",
+    )
     sub.set_defaults(command=_check)
 
     about = "train the runs of an experiment and keep their records"
@@ -188,7 +194,7 @@ def _check(parsed: argparse.Namespace) -> None:
         ) from error
     if not isinstance(model, nn.Module):
         raise ExplrError(f"{parsed.model} makes a {type(model).__name__}, not a torch.nn.Module.")
-    print(scale_invariance(model.train(), *map(_example, parsed.input)).table())
+    print(scale_invariance(model.train(), *map(_example, parsed.input), verify=parsed.verify).table())
 
 
 def _example(text: str) -> Tensor:

@@ -18,33 +18,41 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from explr.invariance.degrees import CONSTANT, Condition, Degree, distinct_vectors, in_words, total_degree
-from explr.invariance.graph import arguments_of, module_path, norm_name, operation_name, source_line
+from explr.errors import ExplrError
+from explr.invariance.attributes import chance_in_tensors
+from explr.invariance.degrees import CONSTANT, Condition, Degree, Vector, combine, distinct_vectors, in_words, total_degree
+from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
 from explr.invariance.report import Approximation, InvarianceReport, NormReport, Obstruction, Row
 from explr.invariance.rulebook import QUIET
-from explr.invariance.sandbox import check_model, export, random_state_kept
+from explr.invariance.sandbox import check_model, left_as_it_is
+from explr.invariance.steps import trace
 from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few
+from explr.invariance.verify import hold_against_numbers
 
 NEGLIGIBLE = 0.1  # a constant that counts as an eps is at most this part of what it is added to
 
 
-def scale_invariance(model: nn.Module, *example_inputs: Any) -> InvarianceReport:
+def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True) -> InvarianceReport:
     """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
 
     Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and run once on the example inputs, on its own device; its running statistics, random state, training flags
-    and gradients stay as they are.
+    model is traced and run once on the example inputs, on its own device; its running statistics, random state, attributes,
+    training flags and gradients stay as they are.
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
         example_inputs: what ``model`` is called with; a batch of two or more where it has batch normalisation.
+        verify: whether to hold the proof against numbers, where it finds something to scale: six forward passes of a copy in
+            float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
+            raised as a bug of explr.
 
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
-            run on them or cannot be exported.
+            run on them or cannot be exported; where parameters share memory, or what is computed depends on a Python number
+            that changes from call to call; when a verification fails.
 
     >>> norm = nn.LayerNorm(8, elementwise_affine=False)
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 2))
@@ -71,12 +79,47 @@ def scale_invariance(model: nn.Module, *example_inputs: Any) -> InvarianceReport
     invariant on their own: 0.weight
     """
     check_model(model, example_inputs, "scale_invariance")
-    with random_state_kept(model):
-        program = export(model, example_inputs)
-        graph = Propagation(program, model)
-        graph.run()
-        seen = measure(program, example_inputs, graph)
-    return _report(graph, seen)
+    with left_as_it_is(model):
+        with chance_in_tensors(type(model).__name__):
+            traced = trace(model, example_inputs)
+        try:
+            graph = Propagation(traced, model, example_inputs)
+            graph.run()
+            seen = measure(traced.program, example_inputs, graph)
+            report = _report(graph, seen)
+        except ExplrError:
+            raise
+        except Exception as error:
+            raise ExplrError(
+                f"the analysis of {type(model).__name__} fails: {first_line(error)}. That is a limit of explr, not of the "
+                "model: please report it. explr.lemma1 goes by numbers, and needs no graph."
+            ) from error
+        if verify:
+            own, left = _eps_apart(graph, seen)
+            hold_against_numbers(model, example_inputs, [*((name,) for name in report.alone), *report.joint], own, left)
+    return report
+
+
+def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> tuple[dict[str, tuple[float, Vector]], float]:
+    """Return module → eps, where it is an attribute, with its degree; and the largest of the others, relatively."""
+    modules = dict(graph.model.named_modules())
+    added = [(n, _eps_of(n), [combine(v, v) for v in distinct_vectors([degree])]) for n, degree in graph.norms]
+    added += [(eps.node, eps.eps, [eps.vector]) for eps in graph.eps]
+    degrees: dict[str, list[Vector | None]] = {}
+    for node, _, vectors in added:
+        degrees.setdefault(module_path(node), []).extend(vectors)
+    own: dict[str, tuple[float, Vector]] = {}
+    left = 0.0
+    for node, size, vectors in added:
+        path = module_path(node)
+        scaling = [vector for vector in vectors if vector]
+        if path in modules and hasattr(modules[path], "eps") and all(v == vectors[0] for v in degrees[path]):
+            if modules[path].eps == size and scaling:  # else there is none, and torch takes the spacing of numbers at 1
+                own[path] = size, scaling[0]
+        elif size and scaling:
+            falling = any(power < 0 for vector in scaling for power in vector.values())
+            left = max(left, math.inf if falling or not seen.get(node, (0.0, 0.0))[1] else size / seen[node][1])
+    return own, left
 
 
 def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> InvarianceReport:

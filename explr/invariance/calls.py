@@ -9,7 +9,9 @@ import torch
 from torch import fx
 
 from explr.invariance.degrees import Degree, Findings, Vector
-from explr.invariance.graph import arguments_of, operation_name
+from explr.invariance.graph import arguments_of, nodes_in, operation_name
+
+BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
 
 
 class Call:
@@ -23,9 +25,11 @@ class Call:
         self.names: list[str] = []
         self.consulted: set[str] = set()
         self.mutates = False
+        self.is_view = False
         if isinstance(node.target, torch._ops.OpOverload):
             schema = node.target._schema
             self.mutates = schema.is_mutable
+            self.is_view = any(result.alias_info is not None for result in schema.returns)
             self.names = [argument.name for argument in schema.arguments]
 
     def __getitem__(self, name: str) -> Any:
@@ -53,6 +57,12 @@ class Call:
         """Return the degree of a sum with an optional argument, such as a bias."""
         degrees = [degree] if self[name] is None else [degree, self.raw(name)]
         return self.found.agree(self.node, degrees)
+
+    def insist(self, kind: str = "unknown operation", remedy: str = BY_NUMBERS) -> None:
+        """Ask that nothing that comes in scales."""
+        self.consulted |= self.arguments.keys()
+        for argument in nodes_in((self.node.args, self.node.kwargs)):
+            self.require(self.agree([argument]), kind, remedy)
 
     def require(self, vector: Vector | None, kind: str, remedy: str) -> None:
         """Ask that something does not scale."""

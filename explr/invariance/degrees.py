@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from explr.invariance.graph import storage_key
+from explr.errors import ExplrError
+from explr.invariance.graph import operation_name, source_line
+from explr.invariance.memory import Memory
 
 Vector = Mapping[str, Fraction]  # parameter name → degree; a name that is missing has degree 0
 CONSTANT: Vector = {}
@@ -39,6 +41,8 @@ def total_degree(vector: Vector, names: set[str] | None = None) -> Fraction:
 def degree_of_constant(value: Tensor | complex) -> Degree:
     """Return the degree of a constant: none of its own, unless all its entries are 0 or infinite."""
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            return CONSTANT
         fixed = value.numel() > 0 and bool(((value == 0) | torch.isinf(value)).all()) if not value.is_meta else False
         return None if fixed and value.dtype != torch.bool else CONSTANT
     return None if value == 0 or (isinstance(value, float) and math.isinf(value)) else CONSTANT
@@ -47,22 +51,24 @@ def degree_of_constant(value: Tensor | complex) -> Degree:
 def in_words(degree: Degree) -> str:
     """Return the degree for a table, when all parameters scale together."""
     if isinstance(degree, Parts):
-        return " | ".join(dict.fromkeys(in_words(part) for _, part in degree.parts))
+        return " | ".join(dict.fromkeys(map(in_words, degree.parts)))
     if isinstance(degree, Shifted):
         return f"{in_words(degree.degree)} + {in_words(degree.shift)}"
     return "any" if degree is None else str(total_degree(degree))
+
+
+def vectors_of(degree: Degree) -> list[Vector | None]:
+    """Return the degrees of the parts of a tensor."""
+    if isinstance(degree, Parts):
+        return list(degree.parts)
+    return [degree.degree, degree.shift] if isinstance(degree, Shifted) else [degree]
 
 
 def distinct_vectors(degrees: Iterable[Degree]) -> tuple[Vector, ...]:
     """Return the distinct degrees in which something scales; a constant 0 goes with any other."""
     distinct: dict[frozenset[tuple[str, Fraction]], None] = {}
     for degree in degrees:
-        parts: list[Vector | None]
-        if isinstance(degree, Parts):
-            parts = [part for _, part in degree.parts]
-        else:
-            parts = [degree.degree, degree.shift] if isinstance(degree, Shifted) else [degree]
-        distinct |= dict.fromkeys(frozenset(part.items()) for part in parts if part is not None)
+        distinct |= dict.fromkeys(frozenset(part.items()) for part in vectors_of(degree) if part is not None)
     return tuple(dict(items) for items in distinct) or (CONSTANT,)
 
 
@@ -70,11 +76,12 @@ def distinct_vectors(degrees: Iterable[Degree]) -> tuple[Vector, ...]:
 class Parts:
     """A tensor concatenated of parts that differ in degree.
 
-    A norm that works channel by channel accepts it; any other operation asks that the parts agree.
+    A norm that works channel by channel accepts it; any other operation asks that the parts agree. Axis -1: no axis keeps the
+    parts apart.
     """
 
     axis: int
-    parts: tuple[tuple[int, Vector | None], ...]
+    parts: tuple[Vector | None, ...]
     node: fx.Node = field(compare=False)
 
 
@@ -119,11 +126,11 @@ class Eps:
 class Findings:
     """Degrees of the tensors of a graph, the conditions under which they hold, and what else is found on the way.
 
-    Degrees belong to storages, not to nodes, so that what is written through a view is seen by the tensor under it.
+    Degrees belong to memory, not to nodes, so that what is written through a view is seen by the tensor under it.
     """
 
     def __init__(self) -> None:
-        self.storages: dict[int, Degree] = {}
+        self.memory: Memory[Degree] = Memory(CONSTANT)
         self.conditions: list[Condition] = []
         self.eps: list[Eps] = []
         self.norms: list[tuple[fx.Node, Degree]] = []  # norms, and the degrees of their inputs
@@ -131,10 +138,20 @@ class Findings:
 
     def degree(self, arg: Any) -> Degree:
         """Return the degree of an argument of a node: a tensor's, or a number's."""
-        if isinstance(arg, fx.Node):
-            value = arg.meta.get("val")
-            return self.storages.get(storage_key(value), CONSTANT) if isinstance(value, Tensor) else CONSTANT
-        return degree_of_constant(arg) if isinstance(arg, int | float | complex) else CONSTANT
+        if not isinstance(arg, fx.Node):
+            return degree_of_constant(arg) if isinstance(arg, int | float | complex) else CONSTANT
+        value = arg.meta.get("val")
+        if not isinstance(value, Tensor):
+            return CONSTANT  # a size, or a number taken out of a tensor, which had to be of degree 0
+        found = self.memory.read(value)
+        if found is None:
+            raise ExplrError(
+                f"{operation_name(arg)} gives a tensor that the analysis of scale invariance cannot follow"
+                f"{' at ' + source_line(arg) if source_line(arg) else ''}. Use explr.lemma1, which goes by numbers."
+            )
+        if len(found) <= 1:
+            return found[0] if found else None
+        return Parts(-1, tuple(vector for degree in found for vector in vectors_of(degree)), arg)
 
     def agree(self, node: fx.Node, degrees: Iterable[Degree], remedy: str = "") -> Vector | None:
         """Return the common degree, on the condition that all are equal."""
@@ -155,8 +172,6 @@ class Findings:
 
     def _one(self, degree: Degree) -> Vector | None:
         """Return the one degree of a tensor; if its parts differ, the operation that put them together is at fault."""
-        if isinstance(degree, Parts):
-            return self.agree(degree.node, [vector for _, vector in degree.parts])
-        if isinstance(degree, Shifted):
-            return self.agree(degree.node, [degree.degree, degree.shift])
+        if isinstance(degree, Parts | Shifted):
+            return self.agree(degree.node, vectors_of(degree))
         return degree

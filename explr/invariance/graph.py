@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -67,7 +69,10 @@ def tensors_of(node: fx.Node) -> list[Tensor]:
 
 def storage_key(tensor: Tensor) -> int:
     """Identify a storage; the graph keeps its (fake) tensors alive, so no two share a key by chance."""
-    return int(tensor.untyped_storage()._cdata)
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a sparse tensor has several storages, and shares none
+        return id(tensor)
 
 
 def storage_of(node: fx.Node) -> int:
@@ -75,19 +80,55 @@ def storage_of(node: fx.Node) -> int:
     return storage_key(node.meta["val"])
 
 
-def covers_storage(tensor: Tensor) -> bool:
-    """Tell whether a tensor covers its storage."""
-    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes() and 0 not in tensor.stride()
+def written_arguments(node: fx.Node) -> list[tuple[str, fx.Node, set[str]]]:
+    """Return the tensors that a call writes into: argument, node, and the names under which results are the same memory."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    if operation_name(node) == "detach":  # says that it writes, and writes nothing
+        return []
+    arguments = arguments_of(node)
+    return [
+        (argument.name, written, set(argument.alias_info.before_set))
+        for argument in node.target._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for written in nodes_in(arguments.get(argument.name))
+    ]
+
+
+def regions_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule, list[tuple[fx.Node, fx.Node]]]]:
+    """Yield regions under no_grad or autocast: the call, the graph, and its placeholders with what they are outside."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and str(node.target) in WRAPPERS:
+            index, graph = next(
+                (i, arg) for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+            )
+            inner = attribute(module, graph.target)
+            holes = [hole for hole in inner.graph.nodes if hole.op == "placeholder"]
+            pairs = zip(holes, node.args[index + 1 :], strict=False)
+            yield node, inner, [(h, a) for h, a in pairs if isinstance(h.meta.get("val"), Tensor) and isinstance(a, fx.Node)]
 
 
 def written_storages(module: fx.GraphModule) -> set[int]:
     """Return the storages that some operation writes into."""
-    found = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(inner := attribute(module, node.target), fx.GraphModule):
-            found |= written_storages(inner)
-        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            found |= {storage_key(tensor) for tensor in tensors_of(node)}
+    return _storages(module, lambda node: (written for _, written, _ in written_arguments(node)))
+
+
+def read_storages(module: fx.GraphModule) -> set[int]:
+    """Return the storages that some operation reads, but for norms in training mode, which only keep their statistics there."""
+
+    def read(node: fx.Node) -> Iterator[fx.Node]:
+        kept = running_statistics(node)
+        if node.target is not operator.getitem and str(node.target) not in WRAPPERS:
+            yield from (argument for argument in nodes_in((node.args, node.kwargs)) if argument not in kept)
+
+    return _storages(module, read)
+
+
+def _storages(module: fx.GraphModule, of_node: Callable[[fx.Node], Iterable[fx.Node]]) -> set[int]:
+    found = {storage_of(n) for node in module.graph.nodes for n in of_node(node) if isinstance(n.meta.get("val"), Tensor)}
+    for _, inner, holes in regions_of(module):
+        inside = _storages(inner, of_node)
+        found |= inside | {storage_of(argument) for hole, argument in holes if storage_of(hole) in inside}
     return found
 
 
@@ -121,3 +162,18 @@ def source_line(node: fx.Node) -> str:
             name = "cell" if "ipykernel" in file else os.path.basename(file)  # a cell's file has another name in every session
             return f"{name}:{number}: {text.strip()}"
     return ""
+
+
+def running_statistics(node: fx.Node) -> list[fx.Node]:
+    """Return the running mean and variance that a norm in training mode updates, though few schemas say so."""
+    if not isinstance(node.target, torch._ops.OpOverload) or operation_name(node) not in PER_CHANNEL:
+        return []
+    arguments = arguments_of(node)
+    if not arguments.get("training", arguments.get("use_input_stats", True)):
+        return []
+    return [arguments[name] for name in ("running_mean", "running_var") if isinstance(arguments.get(name), fx.Node)]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

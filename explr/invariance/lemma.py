@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from explr.errors import ExplrError
+from explr.invariance.graph import first_line
 from explr.invariance.measure import variances_of
-from explr.invariance.sandbox import check_model, first_line, random_state_kept, run
+from explr.invariance.sandbox import check_model, left_as_it_is, run
 from explr.invariance.tables import html_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
@@ -63,7 +64,7 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
     gradients = []
     with _variances_seen(model) as shares:
         for c in (1.0, float(factor)):
-            with random_state_kept(model):  # so that both see the same random numbers
+            with left_as_it_is(model):  # so that both see the same random numbers
                 gradients.append(_gradients(model, loss_fn, weights, c, inputs, target))
     at_one, at_factor = gradients
     rows = [_compare_gradients(name, weights[name], at_one[name], at_factor[name], factor) for name in weights]

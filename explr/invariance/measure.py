@@ -16,13 +16,13 @@ from explr.invariance.graph import (
     PER_CHANNEL,
     WRAPPERS,
     arguments_of,
+    first_line,
     lifted_tensors,
     lookup,
     operation_name,
     storage_of,
     written_storages,
 )
-from explr.invariance.sandbox import first_line
 
 _Wanted = dict[fx.Node, Callable[[dict[str, Any]], Tensor]]  # node → what to look at, given its arguments
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 from explr.invariance import rules as r
-from explr.invariance.calls import Call
+from explr.invariance.calls import BY_NUMBERS, Call
 from explr.invariance.degrees import Degree
 from explr.invariance.graph import PER_CHANNEL, nodes_in
-from explr.invariance.rules import BY_NUMBERS, Rule
+from explr.invariance.rules import Rule
 
 
 def apply_rule(call: Call) -> Degree | list[Degree]:
@@ -30,7 +30,7 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 _VIEWS = """
-    view reshape flatten unflatten permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT mH matrix_H adjoint
+    reshape flatten unflatten permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT mH matrix_H adjoint
     squeeze unsqueeze expand expand_as broadcast_to view_as reshape_as select slice narrow chunk split split_with_sizes
     unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit unbind diagonal as_strided _unsafe_view
     _reshape_alias view_copy permute_copy expand_copy slice_copy select_copy alias_copy t_copy unsqueeze_copy squeeze_copy
@@ -45,7 +45,8 @@ _LINEAR = """
     replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
     _upsample_bicubic2d_aa fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
-    fft_rfftn fft_irfftn
+    fft_rfftn fft_irfftn stft istft linalg_svdvals linalg_eigvalsh to_dense _to_dense to_sparse _to_sparse coalesce values
+    _values
 """
 _CHANNELWISE = """
     relu leaky_relu rrelu abs neg negative positive dropout feature_dropout contiguous clone to _to_copy detach alias
@@ -69,6 +70,7 @@ _NONLINEAR = """
     round trunc frac remainder fmod logit lstm gru rnn_tanh rnn_relu cumprod multinomial cross_entropy_loss nll_loss
     nll_loss_nd nll_loss_forward binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss
     huber_loss kl_div relu6 floor_divide logaddexp logaddexp2 cdist _cdist_forward pairwise_distance local_response_norm
+    matrix_exp linalg_matrix_exp embedding_renorm
 """
 _ZEROS = """
     zeros zeros_like new_zeros zero empty empty_like new_empty empty_strided new_empty_strided empty_permuted
@@ -107,12 +109,24 @@ _RULES: dict[str, Rule] = {
     **_table(r.product("vec1", "vec2", plus="self"), "addr"),
     **_table(r.product("batch1", "batch2", plus="self"), "baddbmm addbmm"),
     **_table(r.product("tensor1", "tensor2", plus="self"), "addcmul"),
-    **_table(r.product("weight", "per_sample_weights"), "embedding embedding_bag _embedding_bag"),
+    **_table(r.product("weight"), "embedding"),
+    **_table(r.values, "embedding_bag _embedding_bag"),
+    **_table(r.product("self", "mat2", plus="bias"), "_grouped_mm"),
+    **_table(r.product("sparse", "dense"), "_sparse_mm"),
+    **_table(r.product("values"), "sparse_coo_tensor _sparse_coo_tensor_unsafe sparse_csr_tensor"),
+    **_table(r.deform_conv, "torchvision::deform_conv2d"),
+    **_table(r.roi_pool, "torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align torchvision::ps_roi_pool"),
+    **_table(r.view, "view"),
+    **_table(r.nan_to_num, "nan_to_num"),
+    **_table(r.decompose(0, 1, 0), "linalg_svd _linalg_svd"),
+    **_table(r.decompose(0, 1), "linalg_qr"),
+    **_table(r.decompose(1, 0), "linalg_eigh"),
+    **_table(r.solve, "linalg_solve linalg_solve_triangular"),
     **_table(r.divide, "div divide true_divide"),
     **_table(r.addcdiv, "addcdiv"),
     **_table(r.power(Fraction(1, 2)), "sqrt"),
     **_table(r.power(Fraction(-1, 2)), "rsqrt"),
-    **_table(r.power(-1), "reciprocal"),
+    **_table(r.power(-1), "reciprocal linalg_inv inverse"),
     **_table(r.power(2), "square var"),
     **_table(r.power(2, 1), "var_mean"),
     **_table(r.power(1, 1), "std_mean"),
@@ -150,4 +164,4 @@ _RULES: dict[str, Rule] = {
     ),
 }
 # Operations that the table of a report leaves out, because nothing happens to a degree in them.
-QUIET = frozenset((_VIEWS + _DISCRETE + _ZEROS + _FILLS + " copy").split())
+QUIET = frozenset(("view" + _VIEWS + _DISCRETE + _ZEROS + _FILLS + " copy").split())

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
 from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, combine
-from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_of, tensors_of
+from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
-BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
 
 Rule = Callable[[Call], Degree | list[Degree]]
 
@@ -32,6 +32,17 @@ def norm(call: Call) -> Degree:
 def same(call: Call) -> Degree:
     """Homogeneous of degree 1 in its first argument."""
     return call.degree(call.first)
+
+
+def view(call: Call) -> Degree:
+    """As same; but the bits of a number, read as another type, say nothing about its size."""
+    return nonlinear(call) if "dtype" in call.arguments else same(call)
+
+
+def values(call: Call) -> list[Degree]:
+    """Values of the degree of what is selected or averaged, linear in the weights of the average; counts and indices."""
+    degree = product("weight", "per_sample_weights")(call)
+    return [degree, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
 
 
 def channelwise(call: Call) -> Degree:
@@ -76,8 +87,10 @@ def power_of(call: Call) -> Degree:
 
 def prod(call: Call) -> Degree:
     """A product of all entries."""
-    terms = call[call.first].meta["val"].numel() // max(tensors_of(call.node)[0].numel(), 1)
-    return combine(CONSTANT, call.degree(call.first), Fraction(terms))
+    entries, products = call[call.first].meta["val"].numel(), tensors_of(call.node)[0].numel()
+    if not (isinstance(entries, int) and isinstance(products, int)):  # how many entries is a matter of the data
+        return nonlinear(call)
+    return combine(CONSTANT, call.degree(call.first), Fraction(entries // max(products, 1)))
 
 
 def product(*factors: str, plus: str = "") -> Callable[[Call], Degree]:
@@ -140,15 +153,15 @@ def concatenate(call: Call) -> Degree:
     """Parts of different degree are put side by side: whether that matters, the next operation decides."""
     tensors = call["tensors"]
     values = [tensor.meta["val"] for tensor in tensors]
-    tensors = [tensor for tensor, value in zip(tensors, values, strict=True) if value.shape != (0,)]
+    tensors = [
+        t for t, value in zip(tensors, values, strict=True) if value.ndim != 1 or not statically_known_true(value.shape[0] == 0)
+    ]
     axis = (call["dim"] or 0) % values[0].ndim
-    parts: list[tuple[int, Vector | None]] = []
+    parts: list[Vector | None] = []
     for tensor in tensors:
         degree = call.found.degree(tensor)
-        size = int(tensor.meta["val"].shape[axis])
-        same = isinstance(degree, Parts) and degree.axis == axis
-        parts += degree.parts if isinstance(degree, Parts) and same else [(size, call.agree([tensor]))]
-    merged = list(dict.fromkeys(frozenset(part.items()) for _, part in parts if part is not None))
+        parts += degree.parts if isinstance(degree, Parts) and degree.axis == axis else [call.agree([tensor])]
+    merged = list(dict.fromkeys(frozenset(part.items()) for part in parts if part is not None))
     if len(merged) <= 1:
         return dict(merged[0]) if merged else None
     return Parts(axis, tuple(parts), call.node)
@@ -194,6 +207,41 @@ def interpolate(call: Call) -> Degree:
     return call.degree("input")
 
 
+def deform_conv(call: Call) -> Degree:
+    """A convolution that looks where an offset says, with a mask for each place: the offset must not move."""
+    call.require(call.degree("offset"), "nonlinear", "Freeze what gives the offsets, or normalise them.")
+    factors = ("input", "weight", "mask") if call["use_mask"] else ("input", "weight")  # without, it is given zeros
+    call.consulted |= {"mask"}
+    return call.join(product(*factors)(call), "bias")
+
+
+def roi_pool(call: Call) -> list[Degree]:
+    """Linear in the image, or the largest value there; the regions must not move."""
+    call.require(call.degree("rois"), "nonlinear", SMOOTH)
+    return [call.degree("input"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+
+
+def nan_to_num(call: Call) -> Degree:
+    """What is no number becomes one that must grow alike; what is infinite, the largest there is, which is infinite still."""
+    given = [call[name] for name in ("posinf", "neginf") if call[name] is not None]
+    return call.agree([call["self"], 0.0 if call["nan"] is None else call["nan"], *given])
+
+
+def decompose(*sizes: int) -> Callable[[Call], list[Degree]]:
+    """Factors of a matrix, of which some have its size, and others none, whatever the matrix."""
+
+    def rule(call: Call) -> list[Degree]:
+        degree = call.degree(call.first)
+        return [degree if size else CONSTANT for size in sizes]
+
+    return rule
+
+
+def solve(call: Call) -> Degree:
+    """The X with A X = B."""
+    return combine(call.degree("B"), zero_as_constant(call.degree(call.first)), Fraction(-1))
+
+
 def lerp(call: Call) -> Degree:
     """Between two tensors that grow alike, by a weight that must not."""
     call.require(call.degree("weight"), "nonlinear", SMOOTH)
@@ -233,7 +281,7 @@ def fixed(call: Call) -> Degree:
 
 def random(call: Call) -> Degree:
     """Overwrite a tensor with random numbers; where a tensor says how they are distributed, that one must not scale."""
-    in_place = call.mutates and not any(isinstance(argument, fx.Node) for argument in call.node.args[1:])
+    in_place = call.mutates and not nodes_in((call.node.args[1:], call.node.kwargs))
     return CONSTANT if in_place else nonlinear(call)
 
 
@@ -286,21 +334,15 @@ def attention(call: Call) -> list[Degree]:
 
 def nonlinear(call: Call) -> Degree:
     """Not homogeneous: fine only where nothing that comes in scales."""
-    return insist(call, "nonlinear", SMOOTH)
+    call.insist("nonlinear", SMOOTH)
+    return CONSTANT
 
 
 def unknown(call: Call) -> Degree:
     """Whatever it does, it gives the same for the same arguments."""
+    call.insist()
     if call.mutates:  # zeros may be zeros no more
         for node in nodes_in((call.node.args, call.node.kwargs)):
             if isinstance(node.meta.get("val"), Tensor) and call.found.degree(node) is None:
-                call.found.storages[storage_of(node)] = CONSTANT
-    return insist(call, "unknown operation", BY_NUMBERS)
-
-
-def insist(call: Call, kind: str, remedy: str) -> Degree:
-    """Ask that nothing that comes in scales."""
-    call.consulted |= call.arguments.keys()
-    for argument in nodes_in((call.node.args, call.node.kwargs)):
-        call.require(call.agree([argument]), kind, remedy)
+                call.found.memory.write(node.meta["val"], CONSTANT, lambda degrees: CONSTANT)
     return CONSTANT

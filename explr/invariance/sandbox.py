@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from explr.errors import ExplrError
+from explr.invariance.attributes import attributes_kept
+from explr.invariance.graph import first_line
 
 
 def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
@@ -25,6 +29,9 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
         raise ExplrError(
             f"{function} needs inputs to run the model on: {function}(model, torch.randn(2, 3, 32, 32)), for example."
         )
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ExplrError(f"{lazy[0]} of {type(model).__name__} has no shape yet. Run the model once, which initialises it.")
     if not model.training:
         raise ExplrError(
             f"{type(model).__name__} is in eval mode, where norms use stored statistics, which do not scale with the weights. "
@@ -35,10 +42,10 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
 
 
 @contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Put the random state back at the end, on the CPU and on the devices of the model."""
+def left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Put back at the end what the modules keep in Python, and the random state, on the CPU and on the devices of the model."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), attributes_kept(model):
         yield
 
 
@@ -47,8 +54,8 @@ def export(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
     logged = logging.root.manager.disable
     logging.disable(logging.ERROR)  # pages about what the exception says in a line
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # of torch.export, about modules that set attributes; it puts them back
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), attributes_kept(model), _traceable(model):
+            warnings.simplefilter("ignore")  # of torch.export, about modules that set attributes: explr.invariance.steps
             return torch.export.export(model, inputs, strict=False)
     except Exception as error:
         run(model, dict(model.named_parameters()), inputs, "example inputs")  # does the model run at all?
@@ -60,6 +67,23 @@ def export(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
         logging.disable(logged)
 
 
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Let norms with cumulative averages be traced.
+
+    They divide by the number of batches so far, as a Python number, which a trace cannot follow. How fast running statistics
+    run changes nothing in a training-mode forward pass but the statistics.
+    """
+    norms = [module for module in model.modules() if getattr(module, "momentum", 0.0) is None and isinstance(module, _NormBase)]
+    for module in norms:
+        module.momentum = 0.1
+    try:
+        yield
+    finally:
+        for module in norms:
+            module.momentum = None
+
+
 def run(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Any], what: str) -> Any:
     """Call the model with other parameters and copies of its buffers, so that it stays as it is."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
@@ -69,8 +93,3 @@ def run(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Any
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
         raise ExplrError(f"{type(model).__name__} does not run on {what} {shapes}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

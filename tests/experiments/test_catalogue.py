@@ -252,7 +252,7 @@ def test_convert_command_without_decay(capsys):
 def test_check_command_prints_the_report(capsys):
     assert main(["check", "explr.models:preresnet32", "--input", "2,3,32,32"]) == 0
     assert capsys.readouterr().out.startswith("scale-invariant")
-    assert main(["check", "torchvision.models:resnet18", "--input", "2,3,64,64"]) == 0
+    assert main(["check", "torchvision.models:resnet18", "--input", "2,3,64,64", "--no-verify"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("not scale-invariant") and "fc.weight" in out
 

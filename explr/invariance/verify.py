@@ -1,0 +1,192 @@
+"""A proof against numbers: what is claimed not to change the output is done, on a copy in float64, for two steps in a row.
+
+The prover follows rules, and a rule may be wrong. So every set of parameters that it claims can be scaled is scaled, each by a
+factor of its own and another at each step, and the outputs are compared, with the same random numbers, and with state carried
+from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding, and the
+eps of norms follows them: of an invariant network even the rounding errors stay what they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from explr.errors import ExplrError
+from explr.invariance.attributes import tensors_in
+from explr.invariance.degrees import Vector
+from explr.invariance.graph import storage_key
+from explr.invariance.sandbox import left_as_it_is
+from explr.invariance.tables import few
+
+LARGEST = 500_000_000  # a copy of more numbers than these could be too much for the machine
+DRAWS = 2
+Exponents = Sequence[tuple[int, int]]  # of every set, at the first step and the second, as powers of two
+
+
+def hold_against_numbers(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    sets: Sequence[Sequence[str]],
+    eps: Mapping[str, tuple[float, Vector]],
+    left: float = 0.0,
+) -> float | None:
+    """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, relatively.
+
+    Args:
+        model: the network, which stays as it is.
+        inputs: what it is called with.
+        sets: names of parameters; each set may be scaled without the others.
+        eps: module → what its attribute ``eps`` is, and the degree of what it is added to; scaled as that is.
+        left: how large, relatively, what counts as an eps and is no attribute of a module is.
+
+    Returns:
+        The largest change; None where there is nothing to compare: a network that cannot be copied, or whose output is not
+        finite.
+
+    Raises:
+        ExplrError: if the output changes by more than rounding, and what is left of eps, explain.
+    """
+    parameters = list(model.parameters())
+    if not sets or sum(p.numel() for p in parameters) > LARGEST:
+        return None
+    if any(p.is_meta or p.layout is not torch.strided for p in parameters):
+        return None
+    for dtype in (torch.float64, None):  # the types of some networks are written into their code
+        run = _Run(model, inputs, eps, dtype)
+        allowed = run.tolerance + 50.0 * left
+        if allowed <= 0.1 and (plain := run(sets, [(0, 0)] * len(sets))) is not None:
+            break
+    else:
+        return None
+    if run.foreign or not _finite(plain):
+        return None
+    chance = random.Random(0)
+    # Even, so that square roots are powers of two as well; upwards only, where an eps stays what it is.
+    powers = (2, 4, 6) if left else (-6, -4, -2, 2, 4, 6)
+    worst = 0.0
+    for _ in range(DRAWS):
+        exponents = [(chance.choice(powers), chance.choice(powers)) for _ in sets]
+        change = _distance(run(sets, exponents), plain)
+        worst = max(worst, change)
+        if change > allowed:
+            each = zip(sets, exponents, strict=True)
+            guilty = next((names for names, own in each if _distance(run([names], [own]), plain) > allowed), sets[0])
+            raise ExplrError(
+                f"explr is wrong about {type(model).__name__}: by its rules, scaling {few(guilty)} leaves the output as it is, "
+                f"but it changes by {change:.1e} of its size. That is a bug of explr, not of the model: please report it, with "
+                "the model, and do not rely on the proof, which verify=False returns."
+            )
+    return worst
+
+
+class _Run:
+    """Two steps of a copy of a network."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Any], eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
+    ) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.eps = eps
+        self.dtype = dtype
+        self.foreign = False
+        self.twin: nn.Module | None = None
+        self.memory: list[tuple[Tensor, Tensor]] = []  # of the copy, and of the original
+        kinds = {dtype or p.dtype for p in model.parameters() if p.is_floating_point()}
+        # As in lemma1: a relative error of x in the activations switches about that share of the ReLUs.
+        self.tolerance = 100.0 * math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=1.0))
+
+    def __call__(self, sets: Sequence[Sequence[str]], exponents: Exponents) -> list[Tensor] | None:
+        """Return the outputs of both steps; None where the copy does not run."""
+        try:
+            twin = self.twin = self.twin or self._copy()
+            for mine, original in self.memory:
+                mine.copy_(original)
+            with left_as_it_is(twin), torch.no_grad():  # which puts the random numbers back, too
+                return list(self._steps(twin, sets, exponents))
+        except Exception:  # of the user's code, which may do anything
+            return None
+
+    def _copy(self) -> nn.Module:
+        """Copy the network in another precision; tensors that share memory do so in the copy, too."""
+        memo: dict[int, Any] = {}
+        storages: dict[tuple[int, torch.dtype], Tensor] = {}
+        for tensor in (*tensors_in(self.model).values(), *self.model.parameters(), *self.model.buffers()):
+            data = tensor.detach()
+            key = (storage_key(data), data.dtype)
+            if data.layout is torch.strided and key not in storages:
+                whole = torch.empty(0, dtype=data.dtype, device=data.device).set_(data.untyped_storage())
+                storages[key] = self._converted(whole)
+                self.memory.append((storages[key], whole))
+            if data.layout is torch.strided:
+                new = storages[key].as_strided(data.shape, data.stride(), data.storage_offset())
+            else:
+                new = self._converted(data)
+            memo.setdefault(id(tensor), nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
+        return copy.deepcopy(self.model, memo)
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor in our precision."""
+        if self.dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.detach().clone()
+        return tensor.detach().to(torch.complex128 if tensor.is_complex() else self.dtype, copy=True)
+
+    def _steps(self, twin: nn.Module, sets: Sequence[Sequence[str]], exponents: Exponents) -> Iterator[Tensor]:
+        parameters = dict(twin.named_parameters())
+        for step in range(2):
+            scale: dict[str, int] = {}  # of every parameter, as a power of two
+            for names, powers in zip(sets, exponents, strict=True):
+                scale |= dict.fromkeys(names, powers[step])
+                for name in names:
+                    parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
+            for path, (eps, degree) in self.eps.items():
+                twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
+            with _Watch(self.model) as watch:
+                output = twin(*tree_map_only(Tensor, self._converted, tuple(self.inputs)))
+            self.foreign |= watch.foreign
+            yield from (leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+class _Watch(TorchFunctionMode):
+    """Sees whether a copy uses the parameters of the original, such as through a function that was defined around them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.foreign = False
+        self._own = {id(parameter) for parameter in model.parameters()}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for arg in (*args, *kwargs.values()):
+            self.foreign |= id(arg) in self._own
+        return function(*args, **kwargs)
+
+
+def _finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(_dense(output)).all()) for output in outputs)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _distance(outputs: Sequence[Tensor] | None, plain: Sequence[Tensor]) -> float:
+    """Return the largest relative distance between two lists of outputs; 0 where floating point does not hold them."""
+    if outputs is None or not _finite(outputs):
+        return 0.0
+    if [a.shape for a in outputs] != [b.shape for b in plain]:
+        return math.inf
+    distances = [0.0]
+    for a, b in zip(outputs, plain, strict=True):
+        kind = torch.complex128 if b.is_complex() else torch.float64
+        size = max(float(_dense(b).to(kind).norm()), 1e-10 * math.sqrt(b.numel()))
+        distances.append(float((_dense(a).to(kind) - _dense(b).to(kind)).norm()) / size if size else 0.0)
+    return max(distances)

@@ -1,0 +1,666 @@
+"""Networks made to deceive the prover, each with its truth by numbers: scaled before each of some calls in a row.
+
+The truth is found on the networks themselves, their memory scaled in place, so that whatever shares it is scaled with it.
+"""
+
+import random
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from explr import ExpLR, ExplrError
+from explr.invariance import rulebook, rules, scale_invariance, steps
+from explr.symmetry import Norms
+from tools import fuzz_prover
+from tools.fuzz_prover import TINY, change_over_steps
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Net(nn.Module):
+    """A function of the input and of what it is given by name: ``b_`` buffers, modules, parameters, plain attributes."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if name.startswith("b_"):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def linear(inputs=4, outputs=4):
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+def norm(width=4):
+    return nn.LayerNorm(width, elementwise_affine=False, eps=TINY)
+
+
+def batch_norm(**options):
+    return nn.BatchNorm1d(4, affine=False, eps=TINY, **options)
+
+
+def rms(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + TINY)
+
+
+def sign(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + TINY) + 2  # degree 0, and changed by whatever is multiplied
+
+
+def net(function, **parts):
+    """A function of the input, a linear layer ``a`` and other parts."""
+    return Net(function, a=linear(), **parts)
+
+
+# ---- parameters that share memory
+
+
+def flat(model):
+    parameters = list(model.parameters())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters).detach(), parameters)
+    return model
+
+
+def with_view(name, view, function):
+    """A network with an attribute, buffer or parameter that is a view of its first weight."""
+    model = net(function)
+    part = view(model.a.weight)
+    if name == "buffer":
+        model.register_buffer("view", part)
+    else:
+        model.view = part
+    return model
+
+
+def with_flat_vector():
+    model = flat(net(lambda m, x: sign(m.a(x)) * m.whole.norm(), b=linear()))
+    model.whole = torch.as_strided(model.a.weight.detach(), (32,), (1,), 0)
+    return model
+
+
+def times_view(m, x):
+    return rms(m.a(x)) @ m.view.T
+
+
+ALIASING = {
+    "flat parameters, no norm": (lambda: flat(nn.Sequential(linear(), nn.ReLU(), linear())), "no"),
+    "flat parameters, a norm": (lambda: flat(nn.Sequential(linear(), norm(), nn.ReLU())), "yes"),
+    "flat parameters, trainable head": (lambda: flat(nn.Sequential(linear(), norm(), linear())), "no"),
+    "flat weights of an LSTM": (lambda: Net(lambda m, x: m.a(x[None])[0], a=flat(nn.LSTM(4, 4))), "no"),
+    "a buffer is a parameter": (lambda: with_view("buffer", lambda w: w.data, times_view), "no"),
+    "an attribute is a parameter": (lambda: with_view("attribute", lambda w: w.data, times_view), "no"),
+    "an attribute is part of a parameter": (lambda: with_view("attribute", lambda w: w.data[:2], times_view), "no"),
+    "an attribute is a parameter transposed": (lambda: with_view("attribute", lambda w: w.data.T, times_view), "no"),
+    "an attribute is a parameter, by way of numpy": (
+        lambda: with_view("attribute", lambda w: torch.from_numpy(w.detach().numpy()), times_view), "no",
+    ),
+    "a frozen parameter is a trainable one": (
+        lambda: with_view("parameter", lambda w: nn.Parameter(w.data, requires_grad=False), times_view), "no",
+    ),
+    "a tied view is a parameter": (lambda: with_view("parameter", lambda w: nn.Parameter(w.data.T), times_view), "refused"),
+    "the flat vector is read": (with_flat_vector, "no"),
+    "a view that reaches its neighbour": (
+        lambda: flat(net(lambda m, x: rms(m.a(x)) * torch.as_strided(m.a.weight, (4,), (1,), 16), b=linear())), "no",
+    ),
+}  # fmt: skip
+
+# ---- what is carried from call to call
+
+
+def assigned(m, x):
+    y = m.a(x)
+    m.center = 0.9 * m.center + 0.1 * y.mean(0)
+    return rms(y - m.center)
+
+
+def assigned_buffer(m, x):
+    y = m.a(x)
+    m.b_center = 0.9 * m.b_center + 0.1 * y.mean(0)
+    return rms(y - m.b_center)
+
+
+def in_place(m, x):
+    y = rms(m.a(x)) + m.center
+    with torch.no_grad():
+        m.center.mul_(0.9).add_(m.a(x).mean(0))
+    return y
+
+
+def lazily(what):
+    def function(m, x):
+        y = m.a(x)
+        if m.center is None:
+            m.center = what(y).mean(0)
+        return sign(y) * m.center
+
+    return function
+
+
+def shifted_register(m, x):
+    y = rms(m.a(x) + m.first)
+    m.first, m.second = m.second, torch.ones(4)
+    return y
+
+
+def two_slots(m, x):
+    y = sign(m.a(x)) * (1 if m.center is None else m.center)
+    m.center = torch.ones(4) if m.center is None else m.a(x).mean(0)
+    return y
+
+
+def alternating(m, x):
+    y = sign(m.a(x)) if m.center is None else sign(m.a(x)) * m.center
+    m.center = m.a(x).mean(0) if m.center is None else None
+    return y
+
+
+def kept(m, x):
+    m.last = m.a(x)
+    return rms(m.last)
+
+
+def written_frozen(m, x):
+    y = sign(m.a(x)) * m.q
+    with torch.no_grad():
+        m.q.copy_(m.a(x).mean(0))
+    return y
+
+
+def counter(m, x):
+    m.calls += 1
+    return rms(m.a(x)) if m.calls < 2 else m.a(x)
+
+
+def counter_in(container):
+    def function(m, x):
+        container["calls"] = container.get("calls", 0) + 1
+        return rms(m.a(x)) if container["calls"] < 2 else m.a(x)
+
+    return function
+
+
+def counter_of(m, x):
+    m.state.calls += 1
+    return rms(m.a(x)) if m.state.calls < 2 else m.a(x)
+
+
+def history(m, x):
+    m.seen.append(m.a(x))
+    return rms(m.seen[-1]) if len(m.seen) < 2 else m.seen[-2]
+
+
+def forced(m, x):
+    with torch.no_grad():
+        m.a.weight.copy_(F.normalize(m.a.weight, dim=1, eps=TINY))
+    return m.a(x)
+
+
+def forced_too_late(m, x):
+    y = rms(m.a(x) + m.b(x))
+    with torch.no_grad():
+        m.a.weight.div_(m.a.weight.norm())
+    return y
+
+
+def counting_hook():
+    model = nn.Sequential(linear(), norm())
+    calls = []
+
+    def hook(module, inputs, output):
+        calls.append(1)
+        return output if len(calls) < 2 else output * model[0].weight.norm()
+
+    model[1].register_forward_hook(hook)
+    return model
+
+
+STATE = {
+    "a moving average, assigned": (lambda: net(assigned, center=torch.zeros(4)), "no"),
+    "a moving average, assigned to a buffer": (lambda: net(assigned_buffer, b_center=torch.zeros(4)), "no"),
+    "a moving average, assigned to a submodule's buffer": (
+        lambda: nn.Sequential(net(assigned_buffer, b_center=torch.zeros(4)), nn.ReLU()), "no",
+    ),
+    "a moving average, in place": (lambda: net(in_place, center=torch.zeros(4)), "no"),
+    "a view of an attribute is written": (lambda: net(view_of_attribute, center=torch.zeros(4)), "no"),
+    "a view of an attribute is written, made under no_grad": (
+        lambda: net(torch.no_grad()(view_of_attribute), center=torch.zeros(4)), "no",
+    ),
+    "initialised by the first call": (lambda: net(lazily(lambda y: y), center=None), "no"),
+    "initialised by the first call, at degree 0": (lambda: net(lazily(rms), center=None), "yes"),
+    "what comes two calls later": (lambda: net(shifted_register, first=torch.zeros(4), second=torch.zeros(4)), "no"),
+    "what the second call assigns": (lambda: net(two_slots, center=None), "no"),
+    "set and unset": (lambda: net(alternating, center=None), "refused"),
+    "assigned, never read": (lambda: net(kept, last=None), "yes"),
+    "a frozen parameter is written": (lambda: net(written_frozen, q=nn.Parameter(torch.ones(4), requires_grad=False)), "no"),
+    "weights normalised in place": (lambda: net(forced), "yes"),
+    "weights normalised in place, after use": (lambda: net(forced_too_late, b=linear()), "no"),
+    "a counter": (lambda: net(counter, calls=0), "refused"),
+    "a counter in a closure": (lambda: net(counter_in({})), "refused"),
+    "a counter in an object": (lambda: net(counter_of, state=Counter()), "refused"),
+    "a counter in a hook": (counting_hook, "refused"),
+    "a list that grows": (lambda: net(history, seen=[]), "refused"),
+}  # fmt: skip
+
+
+class Counter:
+    calls = 0
+
+    def __init__(self):
+        self.calls = 0
+
+
+def normed(function, **options):
+    return net(function, n=batch_norm(**options))
+
+
+STATISTICS = {
+    "running mean, read afterwards": (lambda: normed(lambda m, x: m.n(m.a(x)) * m.n.running_mean), "no"),
+    "running variance, read before": (lambda: normed(lambda m, x: m.n.running_var * m.n(m.a(x))), "no"),
+    "running variance, read through a view": (lambda: normed(lambda m, x: m.n(m.a(x)) * m.n.running_var.view(1, 4)), "no"),
+    "running statistics of another norm": (
+        lambda: normed(
+            lambda m, x: m.n(m.a(x)) + F.batch_norm(x, m.n.running_mean, m.n.running_var, training=False)
+        ), "no",
+    ),
+    "running statistics, returned": (lambda: normed(lambda m, x: (m.n(m.a(x)), m.n.running_mean)), "no"),
+    "instance norm, running mean": (
+        lambda: net(lambda m, x: m.n(m.a(x)[..., None] * x[:, None]).mean(-1) + m.n.running_mean,
+        n=nn.InstanceNorm1d(4, track_running_stats=True, eps=TINY)), "no",
+    ),
+    "running statistics, not read": (lambda: normed(lambda m, x: m.n(m.a(x))), "yes"),
+    "the number of batches, read": (lambda: normed(lambda m, x: m.n(m.a(x)) * m.n.num_batches_tracked), "yes"),
+    "a cumulative average": (lambda: normed(lambda m, x: m.n(m.a(x)), momentum=None), "yes"),
+    "a cumulative average, read": (lambda: normed(lambda m, x: m.n(m.a(x)) * m.n.running_mean, momentum=None), "no"),
+}  # fmt: skip
+
+# ---- chance, control flow, views, writes
+
+
+def flip(draw):
+    return lambda m, x: rms(m.a(x)) if draw() < 0.5 else m.a(x)
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Size(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x.norm()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def hooked(hook):
+    model = nn.Sequential(linear(), norm())
+    model[1].register_forward_hook(lambda module, inputs, output: hook(model, output))
+    return model
+
+
+def writes(write):
+    """What is written into a view of zeros, or into the zeros themselves, reaches the output."""
+
+    def function(m, x):
+        z = torch.zeros_like(x)
+        write(z, m.a(x))
+        return rms(m.a(x)) + z
+
+    return function
+
+
+def under(context):
+    def write(z, y):
+        with context():
+            z.add_(y)
+
+    return write
+
+
+def scaled_input(m, x):
+    x.mul_(m.a.weight.norm())
+    return rms(m.a(x))
+
+
+def concatenated_late(m, x):
+    y = torch.zeros(6, 8)
+    view = y.view(2, 3, 8)
+    with torch.no_grad():
+        torch.cat([m.a(x), m.a(x) * m.a.weight.norm()], 1, out=y)
+    return F.batch_norm(view, None, None, training=True, eps=TINY)
+
+
+def orthogonal():
+    model = nn.Sequential(nn.utils.parametrizations.orthogonal(linear()))
+    nn.init.normal_(model[0].parametrizations.weight.original)
+    return model
+
+
+def view_of_attribute(m, x):
+    v = m.center.view(-1)
+    with torch.no_grad():
+        v.copy_(m.a(x).mean(0))
+    return sign(m.a(x)) * m.center
+
+
+OTHER = {
+    "Python's random": (lambda: net(flip(random.random)), "refused"),
+    "numpy's random": (lambda: net(flip(np.random.random)), "refused"),
+    "torch's random": (lambda: net(lambda m, x: rms(m.a(x)) * torch.rand_like(x)), "yes"),
+    "chances that scale": (lambda: net(lambda m, x: rms(m.a(x)) * x.clone().bernoulli_(p=m.a(x).sigmoid())), "no"),
+    "a branch on a value": (lambda: net(lambda m, x: rms(m.a(x)) if m.a(x).norm() < 3 else m.a(x)), "refused"),
+    "a number taken out": (lambda: net(lambda m, x: rms(m.a(x)) * m.a.weight.norm().item()), "no"),
+    "torch.cond": (
+        lambda: net(lambda m, x: torch.cond(m.a(x).norm() > 3, lambda y: y.sin(), lambda y: y.cos(), (rms(m.a(x)),))), "no",
+    ),
+    "a custom function of degree 0": (lambda: net(lambda m, x: Sign.apply(m.a(x))), "yes"),
+    "a custom function of degree 2": (lambda: net(lambda m, x: sign(m.a(x)) * Size.apply(m.a(x))), "no"),
+    "a hook that scales": (lambda: hooked(lambda model, y: y * model[0].weight.norm()), "no"),
+    "a hook that shifts": (lambda: hooked(lambda model, y: y + 1), "yes"),
+    "a parametrization": (lambda: orthogonal(), "no"),
+    "bits as integers": (lambda: net(lambda m, x: m.a(x).view(torch.int64).to(x.dtype)), "no"),
+    "bits as booleans": (lambda: net(lambda m, x: m.a(x).view(torch.uint8).view(torch.bool).to(x.dtype)), "no"),
+    "bits as half precision": (
+        lambda: net(lambda m, x: m.a(x).view(torch.bfloat16).nan_to_num().clamp(-9, 9).to(x.dtype)), "no",
+    ),
+    "written into a view": (lambda: net(writes(lambda z, y: z.view(-1)[:5].copy_(y.view(-1)[:5]))), "no"),
+    "written into a diagonal": (lambda: net(writes(lambda z, y: z.diagonal().copy_(y.diagonal()))), "no"),
+    "written by index": (lambda: net(writes(lambda z, y: z.index_put_((torch.tensor([0]),), y[:1]))), "no"),
+    "written as an output": (lambda: net(writes(lambda z, y: torch.mul(y.detach(), 2, out=z))), "no"),
+    "written as one of a list": (lambda: net(writes(lambda z, y: torch._foreach_add_([z], [y]))), "no"),
+    "written under no_grad": (lambda: net(writes(under(torch.no_grad))), "no"),
+    "written under autocast": (lambda: net(writes(under(lambda: torch.autocast("cpu", enabled=False)))), "no"),
+    "memory exchanged": (lambda: net(writes(lambda z, y: z.set_(y.detach()))), "refused"),
+    "the input is scaled in place": (lambda: net(scaled_input), "yes"),
+    "parts along an axis that a view has not": (lambda: net(concatenated_late), "no"),
+    "zeros of an unused mask": (lambda: deformed(None), "no"),
+}  # fmt: skip
+
+
+def deformed(n):
+    model = Net(deform, off=nn.Conv2d(4, 18, 3, padding=1), a=nn.Conv2d(4, 4, 3, padding=1, bias=False), n=n)
+    model.off.requires_grad_(False)
+    return model
+
+
+def deform(m, x):
+    image = torch.nn.functional.pad(x[:, :, None, None].expand(6, 4, 4, 4), (0, 1, 1, 0))
+    y = torchvision.ops.deform_conv2d(image, m.off(image), m.a.weight, padding=1)
+    return y if m.n is None else m.n(y)
+
+
+ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER}
+
+
+def answer(build, x):
+    """Return what the prover says, and the sets of parameters that it says can be scaled."""
+    try:
+        report = scale_invariance(build(), x, verify=False)
+    except ExplrError:
+        return "refused", []
+    sets = [(name,) for name in report.alone] + list(report.joint)
+    return "yes" if report.invariant else "no", sets
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_no_proof_where_numbers_say_no(name):
+    build, expected = ADVERSARIES[name]
+    build = fuzz_prover.seeded(build)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    said, sets = answer(build, x)
+    assert said == expected
+    names = [n for n, p in build().named_parameters() if p.requires_grad]
+    change = change_over_steps(build, x, names)
+    assert (change < 1e-9) if said == "yes" else (change > 1e-6), f"{said}, but the output changes by {change:.1e}"
+    for part in sets:
+        change = change_over_steps(build, x, part)
+        assert change < 1e-9, f"{part} is called invariant, but changes the output by {change:.1e}"
+
+
+# ---- operations that decided a verdict and had no rule: a right one
+
+
+def regions(pool):
+    def function(m, x):
+        image = m.a(x)[:, :, None, None].expand(6, 4, 5, 5) * torch.rand(5, 5)
+        return rms(pool(image, [torch.tensor([[0.0, 0.0, 3.0, 3.0]])] * 6, 2).flatten(1))
+
+    return function
+
+
+def spectrum(m, x):
+    return torch.stft(m.a(x).flatten(), 8, hop_length=4, window=torch.hann_window(8), return_complex=True)
+
+
+def experts(m, x):
+    x, w = torch.cat([x] * 4, 1).bfloat16(), m.w.bfloat16()
+    return rms(torch._grouped_mm(x, w, offs=torch.tensor([2, 6], dtype=torch.int32)).to(m.w.dtype))
+
+
+def bag(mode, **options):
+    return Net(lambda m, x: rms(m.e((x > 0).long())), e=nn.EmbeddingBag(5, 4, mode=mode, **options))
+
+
+def graph_convolution(m, x):
+    """A layer of a graph network, as torch_geometric computes it: loops are taken out first, so that a size is data."""
+    edges = m.edges[:, m.edges[0] != m.edges[1]]
+    edges = torch.cat([edges, torch.arange(6).expand(2, 6)], 1)
+    degree = torch.zeros(6).scatter_add_(0, edges[1], torch.ones(edges.shape[1])).pow(-0.5)
+    h = m.a(x)
+    return rms(torch.zeros_like(h).index_add_(0, edges[1], h[edges[0]] * (degree[edges[0]] * degree[edges[1]])[:, None]))
+
+
+EDGES = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 2, 4, 5]])
+
+
+def sparse():
+    return (torch.eye(6) + torch.diag(torch.ones(5), 1)).to_sparse()
+
+
+RULES = {
+    "matrix_exp": (lambda: net(lambda m, x: x @ torch.linalg.matrix_exp(m.a.weight)), "no"),
+    "deform_conv2d": (lambda: deformed(nn.BatchNorm2d(4, affine=False, eps=TINY)), "yes"),
+    "roi_align": (lambda: net(regions(torchvision.ops.roi_align)), "yes"),
+    "roi_pool": (lambda: net(regions(torchvision.ops.roi_pool)), "yes"),
+    "ps_roi_align": (lambda: net(regions(torchvision.ops.ps_roi_align)), "yes"),
+    "stft": (lambda: net(lambda m, x: rms(spectrum(m, x).abs())), "yes"),
+    "istft": (lambda: net(lambda m, x: rms(torch.istft(spectrum(m, x), 8, 4, window=torch.hann_window(8)))), "yes"),
+    "nan_to_num": (lambda: net(lambda m, x: rms(torch.nan_to_num(m.a(x)))), "yes"),
+    "nan_to_num, to 1": (lambda: net(lambda m, x: rms(torch.nan_to_num(m.a(x).log(), nan=1.0))), "no"),
+    "svd": (lambda: net(lambda m, x: x @ (m.a.weight / torch.linalg.svd(m.a.weight)[1][0])), "yes"),
+    "svd, trainable size": (lambda: net(lambda m, x: rms(m.a(x)) * torch.linalg.svd(m.a.weight)[1]), "no"),
+    "singular vectors": (lambda: net(lambda m, x: x @ torch.linalg.svd(m.a.weight)[0]), "yes"),
+    "qr": (lambda: net(lambda m, x: x @ torch.linalg.qr(m.a.weight)[0]), "yes"),
+    "inverse": (lambda: net(lambda m, x: m.a(x) @ torch.linalg.inv(m.a.weight).T), "yes"),
+    "solve": (lambda: net(lambda m, x: torch.linalg.solve(m.a.weight, m.a(x).T).T), "yes"),
+    "solve, one side only": (lambda: net(lambda m, x: torch.linalg.solve(m.a.weight, x.T).T), "no"),
+    "grouped products": (lambda: Net(experts, w=nn.Parameter(torch.randn(2, 16, 16))), "yes"),
+    "bags, mean": (lambda: bag("mean"), "yes"),
+    "bags, max": (lambda: bag("max"), "yes"),
+    "bags, renormalised": (lambda: Net(lambda m, x: m.e((x > 0).long()), e=nn.EmbeddingBag(5, 4, max_norm=0.1 + 1.5)), "no"),
+    "sizes that are data, cat": (lambda: net(lambda m, x: rms(torch.cat([m.a(x)[m.a(x) > 0]] * 2).sum() * x)), "yes"),
+    "sizes that are data, prod": (lambda: net(lambda m, x: m.a(x)[m.a(x) > 0].prod()), "no"),
+    "sizes that are data, in place": (lambda: net(lambda m, x: rms(m.a(x)[m.a(x) > 0].relu_().mul_(3).sum() * x)), "yes"),
+    "graph convolution": (lambda: net(graph_convolution, edges=EDGES), "yes"),
+    "graph convolution, sparse": (lambda: net(lambda m, x: rms(torch.sparse.mm(m.s, m.a(x))), s=sparse()), "yes"),
+    "sparse weights": (
+        lambda: Net(lambda m, x: torch.sparse_coo_tensor(EDGES, m.w, (6, 6)) @ x, w=nn.Parameter(torch.randn(5))), "no",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_right(name):
+    build, expected = RULES[name]
+    build = fuzz_prover.seeded(build)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    report = scale_invariance(build(), x)
+    assert report.invariant == (expected == "yes"), report.table()
+    assert not any(obstruction.kind == "unknown operation" for obstruction in report.obstructions), report.table()
+    change = change_over_steps(build, x, [n for n, p in build().named_parameters() if p.requires_grad])
+    assert (change < 1e-9) if expected == "yes" else (change > 1e-6), f"the output changes by {change:.1e}"
+
+
+# ---- numbers against the rules themselves
+
+
+@pytest.mark.parametrize("operation", ["gelu", "softmax", "exp", "tanh"])
+def test_a_wrong_rule_is_found_out(operation, monkeypatch):
+    function = {"gelu": F.gelu, "softmax": lambda x: x.softmax(-1), "exp": torch.exp, "tanh": torch.tanh}[operation]
+    monkeypatch.setitem(rulebook._RULES, operation, rules.same)
+    model, x = net(lambda m, x: rms(function(m.a(x)))), torch.randn(6, 4)
+    assert scale_invariance(model, x, verify=False).invariant  # the false proof
+    with pytest.raises(ExplrError, match=r"explr is wrong about Net: .* scaling a.weight .* please report"):
+        scale_invariance(model, x)
+
+
+def test_state_that_carries_a_scale_is_found_out_at_the_second_step(monkeypatch):
+    monkeypatch.setattr(steps, "values_in", lambda model: {})  # as if nobody looked at attributes
+    monkeypatch.setattr(steps, "tensors_in", lambda model: {})
+    model = net(lazily(lambda y: y), center=torch.ones(4))
+    del model.center
+    model.function = lambda m, x: later(m, rms(m.a(x)), m.a(x))
+    assert scale_invariance(model, torch.randn(6, 4), verify=False).invariant  # the false proof
+    with pytest.raises(ExplrError, match="explr is wrong"):
+        scale_invariance(model, torch.randn(6, 4))
+
+
+def later(m, y, state):
+    if hasattr(m, "state"):
+        y = y * m.state
+    m.state = state
+    return y
+
+
+def test_verification_finds_nothing_to_say_where_it_cannot_copy():
+    other = linear()
+    model = net(lambda m, x: rms(other(m.a(x))), b=other)  # the function knows the original, whatever becomes of m
+    model.a.requires_grad_(False)
+    assert scale_invariance(model, torch.randn(6, 4)).invariant
+    model = net(lambda m, x: rms(m.a(x)), threads=threading.Lock())
+    assert scale_invariance(model, torch.randn(6, 4)).invariant
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_verification_takes_eps_for_eps_but_not_for_more(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, dtype=dtype)
+    model = net(lambda m, x: F.layer_norm(m.a(x), (4,), eps=1e-3)).to(dtype)
+    assert scale_invariance(model, x).invariant
+    dead = nn.Sequential(linear(), batch_norm(), linear(), nn.BatchNorm1d(4)).to(dtype).requires_grad_(False)
+    dead[0].weight.data[1] = 0.0  # a channel that is constant
+    dead[2].weight.requires_grad_(True)
+    dead[3].eps = 1e-1
+    assert scale_invariance(dead, x).invariant
+
+
+# ---- what else the issue was about
+
+
+def test_a_norm_with_a_cumulative_average_follows_its_weights():
+    model = nn.Sequential(linear(), nn.BatchNorm1d(4, affine=False, momentum=None), nn.ReLU())
+    x = torch.randn(6, 4)
+    assert scale_invariance(model, x).norms["1"].degree == 1
+    assert model[1].momentum is None
+    assert list(Norms(model, [list(model.parameters())], (x,)).layers) == ["1"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    scheduler = ExpLR(optimizer, model=model, renormalize=True)
+    for _ in range(3):
+        model(x).square().sum().backward()
+        optimizer.step()
+        scheduler.step()
+    assert torch.isfinite(model(x)).all()
+
+
+def test_two_parameters_in_one_memory_are_named():
+    model = with_view("parameter", lambda w: nn.Parameter(w.data.T), times_view)
+    with pytest.raises(ExplrError, match=r"a.weight and view are two parameters in the same memory"):
+        scale_invariance(model, torch.randn(6, 4))
+
+
+def test_what_changes_at_every_call_is_named():
+    with pytest.raises(ExplrError, match=r"Net.calls changes at every call \(it is 1, then 2\)"):
+        scale_invariance(net(counter, calls=0), torch.randn(6, 4))
+
+
+def test_a_lazy_module_is_asked_to_run_first():
+    with pytest.raises(ExplrError, match=r"1.weight of Sequential has no shape yet. Run the model once"):
+        scale_invariance(nn.Sequential(linear(), nn.LazyLinear(3)), torch.randn(6, 4))
+
+
+@pytest.mark.parametrize(
+    "torchs", [RuntimeError("not\nyours"), NotImplementedError("no storage"), KeyError("x"), AttributeError()]
+)
+def test_an_exception_of_torch_is_one_error_with_the_users_line(torchs, monkeypatch):
+    def fail(call):
+        raise torchs
+
+    monkeypatch.setitem(rulebook._RULES, "relu", fail)
+    with pytest.raises(ExplrError, match=r"fails at relu \(test_soundness.py:\d+: .*\): .*please report it") as caught:
+        scale_invariance(net(lambda m, x: m.a(x).relu()), torch.randn(6, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_attributes_stay_as_they_are():
+    state, seen, held = Counter(), [], {}
+    model = net(kept, last=None, state=state, seen=seen, held=held, center=torch.zeros(4))
+
+    def function(m, x):
+        m.state.calls, m.last = 7, m.a(x)
+        m.center = m.last.mean(0)
+        m.seen[:], m.held["y"] = [m.last], m.last
+        return rms(m.last)
+
+    model.function = function
+    center = model.center
+    assert scale_invariance(model, torch.randn(6, 4)).invariant
+    assert (state.calls, seen, held, model.last) == (0, [], {}, None)
+    assert model.state is state and model.seen is seen and model.held is held and model.center is center
+    assert not center.any()
+
+
+def test_a_second_call_is_not_reported_twice():
+    report = scale_invariance(net(assigned, center=torch.zeros(4)), torch.randn(6, 4))
+    assert [obstruction.operation for obstruction in report.obstructions] == ["add", "sub"]
+    assert [row.operation for row in report.rows].count("linear") == 1
+
+
+# ---- random networks
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_claim_about_a_random_network_is_false(seed):
+    fuzz_prover.outcome(seed)
+
+
+def test_the_fuzz_script_counts(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fuzz_prover", "--count", "2"])
+    assert fuzz_prover.main() == 0
+    assert "2 networks in" in capsys.readouterr().out
