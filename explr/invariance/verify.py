@@ -9,6 +9,7 @@ eps of norms follows them: of an invariant network even the rounding errors stay
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,8 @@ def hold_against_numbers(
         finite.
 
     Raises:
-        ExplrError: if the output changes by more than rounding, and what is left of eps, explain.
+        ExplrError: if the output changes by more than rounding, and what is left of eps, explain, or if a backward that was
+            written by hand gives a gradient that does not go with the scale.
     """
     parameters = list(model.parameters())
     if not sets or sum(p.numel() for p in parameters) > LARGEST:
@@ -84,6 +86,18 @@ def hold_against_numbers(
                 f"but it changes by {change:.1e} of its size. That is a bug of explr, not of the model: please report it, with "
                 "the model, and do not rely on the proof, which verify=False returns."
             )
+    if run.has_gradients_of_its_own():
+        powers_of = dict(zip(map(tuple, sets), (power for power, _ in exponents), strict=True))
+        plain_gradients, gradients = run.gradients(sets, [(0, 0)] * len(sets)), run.gradients(sets, exponents)
+        for names, power in powers_of.items():
+            for name in names:
+                change = _distance([gradients[name] * 2.0**power], [plain_gradients[name]])
+                if change > allowed:
+                    raise ExplrError(
+                        f"{type(model).__name__} has a torch.autograd.Function whose backward is not the derivative of its "
+                        f"forward: the output does not feel the scale of {name}, but its gradient is off by {change:.1e} of "
+                        "1/c times what it was. Then no theorem holds. Use a backward that shrinks as the weights grow."
+                    )
     return worst
 
 
@@ -115,6 +129,36 @@ class _Run:
         except Exception:  # of the user's code, which may do anything
             return None
 
+    def has_gradients_of_its_own(self) -> bool:
+        """Tell whether a backward written by hand, which no trace shows, is on the way to the output."""
+        assert self.twin is not None
+        with left_as_it_is(self.twin), torch.enable_grad():
+            outputs = list(itertools.islice(self._steps(self.twin, [], []), 1))
+        seen: set[Any] = set()
+        todo = [output.grad_fn for output in outputs]
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                return True
+            todo += [following for following, _ in node.next_functions]
+        return False
+
+    def gradients(self, sets: Sequence[Sequence[str]], exponents: Exponents) -> dict[str, Tensor]:
+        """Return the gradients of a fixed function of the first step's outputs."""
+        assert self.twin is not None
+        for mine, original in self.memory:
+            mine.copy_(original)
+        with left_as_it_is(self.twin), torch.enable_grad():
+            self.twin.zero_grad()
+            outputs = list(itertools.islice(self._steps(self.twin, sets, exponents), 1))
+            chance = torch.Generator().manual_seed(0)
+            weights = [torch.randn(o.shape, generator=chance, dtype=torch.float64).to(o) for o in outputs]
+            torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum().backward()
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.twin.named_parameters()}
+
     def _copy(self) -> nn.Module:
         """Copy the network in another precision; tensors that share memory do so in the copy, too."""
         memo: dict[int, Any] = {}
@@ -145,8 +189,9 @@ class _Run:
             scale: dict[str, int] = {}  # of every parameter, as a power of two
             for names, powers in zip(sets, exponents, strict=True):
                 scale |= dict.fromkeys(names, powers[step])
-                for name in names:
-                    parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
+                with torch.no_grad():
+                    for name in names:
+                        parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
             for path, (eps, degree) in self.eps.items():
                 twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
             with _Watch(self.model) as watch:

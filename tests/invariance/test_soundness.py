@@ -300,6 +300,8 @@ def flip(draw):
 
 
 class Sign(torch.autograd.Function):
+    """A sign with the gradient of the identity, as networks with binary weights have it."""
+
     @staticmethod
     def forward(ctx, x):
         return x.sign()
@@ -307,6 +309,21 @@ class Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient
+
+
+class Normalised(torch.autograd.Function):
+    """A direction with its true gradient, by hand."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x / x.norm()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        unit = x / x.norm()
+        return (gradient - (gradient * unit).sum() * unit) / x.norm()
 
 
 class Size(torch.autograd.Function):
@@ -380,7 +397,7 @@ OTHER = {
     "torch.cond": (
         lambda: net(lambda m, x: torch.cond(m.a(x).norm() > 3, lambda y: y.sin(), lambda y: y.cos(), (rms(m.a(x)),))), "no",
     ),
-    "a custom function of degree 0": (lambda: net(lambda m, x: Sign.apply(m.a(x))), "yes"),
+    "a custom function of degree 0": (lambda: net(lambda m, x: Normalised.apply(m.a(x))), "yes"),
     "a custom function of degree 2": (lambda: net(lambda m, x: sign(m.a(x)) * Size.apply(m.a(x))), "no"),
     "a hook that scales": (lambda: hooked(lambda model, y: y * model[0].weight.norm()), "no"),
     "a hook that shifts": (lambda: hooked(lambda model, y: y + 1), "yes"),
@@ -589,7 +606,7 @@ def test_a_norm_with_a_cumulative_average_follows_its_weights():
     x = torch.randn(6, 4)
     assert scale_invariance(model, x).norms["1"].degree == 1
     assert model[1].momentum is None
-    assert list(Norms(model, [list(model.parameters())], (x,)).layers) == ["1"]
+    assert list(Norms(model, (x,)).layers) == ["1"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
     scheduler = ExpLR(optimizer, model=model, renormalize=True)
     for _ in range(3):
@@ -664,3 +681,19 @@ def test_the_fuzz_script_counts(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fuzz_prover", "--count", "2"])
     assert fuzz_prover.main() == 0
     assert "2 networks in" in capsys.readouterr().out
+
+
+class ByHand(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.randn(5, 4)), function
+
+    def forward(self, x):
+        return x @ self.function.apply(self.weight).T
+
+
+def test_a_gradient_that_does_not_go_with_the_scale_is_no_yes():
+    """The output of binary weights is scale-invariant, their gradient is not, and the theorem is about gradients."""
+    with pytest.raises(ExplrError, match="weight, but its gradient"):
+        scale_invariance(ByHand(Sign), torch.randn(6, 4))
+    assert scale_invariance(ByHand(Normalised), torch.randn(6, 4)).invariant
