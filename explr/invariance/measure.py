@@ -1,13 +1,15 @@
-"""How large the eps of a norm is beside what it is added to: a look at the numbers, on the example inputs."""
+"""How large the eps of a norm is, and what it makes of the output: a look at the numbers, on the example inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
 from explr.errors import ExplrError
@@ -25,29 +27,58 @@ from explr.invariance.graph import (
 from explr.invariance.sandbox import first_line
 
 _Wanted = dict[fx.Node, Callable[[dict[str, Any]], Tensor]]  # node → what to look at, given its arguments
+FACTORS = (4.0, 0.25)  # at which the change of the output is measured: powers of two, so that scaling rounds nothing
 
 
-def measure(program: ExportedProgram, inputs: tuple[Any, ...], found: Findings) -> dict[fx.Node, tuple[float, float]]:
-    """Run the graph once; return smallest and median size of what each eps is added to."""
+def measure(program: ExportedProgram, inputs: Any, found: Findings) -> tuple[dict[fx.Node, tuple[float, float]], list[Tensor]]:
+    """Run the graph once on (args, kwargs); return smallest and median size of what each eps is added to, and the output."""
     wanted: _Wanted = {node: variances_of(operation_name(node)) for node, _ in found.norms}
     wanted |= {eps.node: _magnitude(_argument_name(eps)) for eps in found.eps}
-    if not wanted:
-        return {}
+    seen: dict[fx.Node, tuple[float, float]] = {}
+    return (seen, _replay(program, inputs, wanted, seen)) if wanted else (seen, [])
+
+
+def changes_at_scale(
+    program: ExportedProgram, inputs: Any, parameters: Mapping[str, Tensor], before: list[Tensor]
+) -> dict[float, float]:
+    """Run the graph with these parameters scaled; return c → ‖f(cθ) - f(θ)‖ / ‖f(θ)‖, given f(θ), which is not 0."""
+    changes = {}
+    for factor in FACTORS:
+        after = _replay(program, inputs, {}, {}, {id(parameter): factor for parameter in parameters.values()})
+        moved = math.hypot(*(float((a - b).norm()) for a, b in zip(after, before, strict=True)))
+        changes[factor] = moved / math.hypot(*(float(b.norm()) for b in before))
+    return changes
+
+
+def _replay(
+    program: ExportedProgram,
+    inputs: Any,
+    wanted: _Wanted,
+    seen: dict[fx.Node, tuple[float, float]],
+    factors: Mapping[int, float] | None = None,
+) -> list[Tensor]:
+    """Run the graph, with the same random numbers every time; return its output, flat and in float64."""
+    signature, factors = program.graph_signature, factors or {}
+    parameters = signature.inputs_to_parameters  # made anew at each access: in the loop that would be quadratic
     lifted, written = lifted_tensors(program), written_storages(program.graph_module)
-    leaves = iter(tree_leaves((inputs, {})))
+    leaves = iter(tree_leaves(inputs))
     values = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
             value = lookup(program, lifted[node.name]) if node.name in lifted else next(leaves)
-            keep = node.name in program.graph_signature.inputs_to_parameters and storage_of(node) not in written
-            values.append(value if keep or not isinstance(value, Tensor) else value.detach().clone())
-    seen: dict[fx.Node, tuple[float, float]] = {}
+            if isinstance(value, Tensor) and id(value) in factors:
+                value = value.detach() * factors[id(value)]
+            elif isinstance(value, Tensor) and (node.name not in parameters or storage_of(node) in written):
+                value = value.detach().clone()
+            values.append(value)
+    torch.manual_seed(0)
     try:
         with torch.no_grad():
-            _Observer(program.graph_module, wanted, seen).run(*values)
+            outputs = _Observer(program.graph_module, wanted, seen).run(*values)
     except Exception as error:
         raise ExplrError(f"the model does not run on the example inputs: {first_line(error)}") from error
-    return seen
+    given = [value for value, spec in zip(outputs, signature.output_specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
+    return [value.cpu().double() for value in given if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def variances_of(operation: str) -> Callable[[dict[str, Any]], Tensor]:
