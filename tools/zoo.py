@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from tools.address import ROOT
@@ -34,22 +33,17 @@ AGREE = 1e-6  # f at both scales, in float64, relative
 IMAGE, LARGE, TOKENS = (4, 3, 64, 64), (2, 3, 224, 224), (2, 16)
 SHAPES = {"inception_v3": (2, 3, 299, 299), "maxvit_t": LARGE, **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16"), LARGE)}
 SHAPES |= dict.fromkeys(("vit_l_32", "vit_h_14"), LARGE)
-TIMM = {
-    **dict.fromkeys(
-        """resnet50d seresnet50 res2net50_26w_4s resnetv2_50 resnetv2_50x1_bit nf_resnet50 dm_nfnet_f0 cspresnet50 darknet53
-        dla34 hrnet_w18_small repvgg_a0 mobilenetv4_conv_small efficientnet_b0 ghostnet_100 rexnet_100 xception41
-        ese_vovnet19b_dw convnext_atto convnextv2_atto inception_next_atto convmixer_768_32 edgenext_xx_small mambaout_femto
-        """.split(),
-        IMAGE,
-    ),
-    **dict.fromkeys(
-        """deit_tiny_patch16_224 deit3_small_patch16_224 swin_tiny_patch4_window7_224 cait_xxs24_224 xcit_nano_12_p16_224
-        pvt_v2_b0 poolformer_s12 mixer_s16_224 resmlp_12_224 gmlp_s16_224 levit_128s coatnet_nano_rw_224 efficientvit_b0
-        fastvit_t8 tiny_vit_5m_224 focalnet_tiny_srf davit_tiny twins_svt_small eva02_tiny_patch14_224 beit_base_patch16_224
-        """.split(),
-        LARGE,
-    ),
-}
+_TIMM_SMALL = """
+    resnet50d seresnet50 res2net50_26w_4s resnetv2_50 resnetv2_50x1_bit nf_resnet50 dm_nfnet_f0 cspresnet50 darknet53 dla34
+    hrnet_w18_small repvgg_a0 mobilenetv4_conv_small efficientnet_b0 ghostnet_100 rexnet_100 xception41 ese_vovnet19b_dw
+    convnext_atto convnextv2_atto inception_next_atto convmixer_768_32 edgenext_xx_small mambaout_femto
+"""
+_TIMM_LARGE = """
+    deit_tiny_patch16_224 deit3_small_patch16_224 swin_tiny_patch4_window7_224 cait_xxs24_224 xcit_nano_12_p16_224 pvt_v2_b0
+    poolformer_s12 mixer_s16_224 resmlp_12_224 gmlp_s16_224 levit_128s coatnet_nano_rw_224 efficientvit_b0 fastvit_t8
+    tiny_vit_5m_224 focalnet_tiny_srf davit_tiny twins_svt_small eva02_tiny_patch14_224 beit_base_patch16_224
+"""
+TIMM = dict.fromkeys(_TIMM_SMALL.split(), IMAGE) | dict.fromkeys(_TIMM_LARGE.split(), LARGE)
 # name → class of the configuration, what it says (else its defaults, which are those of the first network of that name)
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2Config", {}),
@@ -83,9 +77,6 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "T5-small": ("T5Config", {}),
     "ViT-base": ("ViTConfig", {}),
 }
-IMAGES_OF = {"ViT-base"}
-# What the table calls a network's library, and the package that knows its version.
-LIBRARIES = ("torchvision", "timm", "transformers")
 
 
 def networks() -> dict[str, list[str]]:
@@ -121,12 +112,9 @@ def build(library: str, name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]
     kind, options = TRANSFORMERS[name]
     config = getattr(transformers, kind)(**options)
     config._attn_implementation = "sdpa"
-    if name in IMAGES_OF:
-        return (
-            transformers.AutoModelForImageClassification.from_config(config).train(),
-            (),
-            {"pixel_values": torch.randn(LARGE)},
-        )
+    if kind == "ViTConfig":
+        model = transformers.AutoModelForImageClassification.from_config(config)
+        return model.train(), (), {"pixel_values": torch.randn(LARGE)}
     tokens = torch.randint(1, 1000, TOKENS)
     heads = {"BertConfig": "MaskedLM", "RobertaConfig": "MaskedLM", "DistilBertConfig": "MaskedLM", "T5Config": "Seq2SeqLM"}
     make = getattr(transformers, f"AutoModelFor{heads.get(kind, 'CausalLM')}")
@@ -242,32 +230,35 @@ def page(stored: dict[str, Any]) -> str:
     median = shares[len(shares) // 2]
     text = [
         "# What converts, in the networks people use",
-        "How much of a network that was not built for the theorem can be trained without weight decay, by the exponential",
-        "learning rate that stands for it? `explr.scale_invariance` was asked about networks as their libraries build them, with",
-        "random weights. *Converts* is the share of the trainable numbers that can be scaled together without a change in the",
-        "output: the first of `report.parameter_groups(...)`. The *others* are tensors; freeze them, and the network is",
-        "scale-invariant.",
         "",
-        f"Of {len(every)} networks {len(shares)} were analysed. Half of these convert by {_percent(median)} or more, "
-        f"{sum(share > 0.9 for share in shares)} by more than 90 %, {sum(share == 0 for share in shares)} not at all. "
-        f"Each yes was checked in float64, with every eps negligible: multiplying by 4 what converts changes the output by less "
+        "How much of a network that was not built for the theorem can be trained without weight decay, by the exponential",
+        "learning rate that stands for it? `explr.scale_invariance` was asked about networks as their libraries build them,",
+        "with random weights. *Converts* is the share of the trainable numbers that can be scaled together without a change",
+        "in the output: the first of `report.parameter_groups(...)`. The *others* are tensors: freeze them, and the network",
+        "is scale-invariant.",
+        "",
+        f"Of {len(every)} networks {len(shares)} were analysed. Half of these convert by {_percent(median)} or more,",
+        f"{sum(share > 0.9 for share in shares)} by more than 90 %, {sum(share == 0 for share in shares)} not at all.",
+        "Every yes was checked in float64 with all eps negligible: multiplying what converts by 4 changes the output by less",
         f"than {AGREE:g} in {held} of {len(checked)} cases.",
         "",
-        "*Output at 4 times* and *at 1/4* say by how much that changes the output with the eps that the network has, in float32:",
-        "what the eps of all its norms come to, on a small batch of noise. Under weight decay weights shrink and under the twin",
-        "they grow, so this is what keeps the two from being equal, unless eps follows: `ExpLR(..., model=model)` makes it follow.",
+        "*At 4 times* and *at 1/4* say by how much that changes the output with the eps that the network has, in float32:",
+        "what the eps of all its norms come to, on a small batch of noise. Weight decay shrinks weights that the exponential",
+        "rate lets grow, so this is what keeps the two runs apart, unless eps follows the weights:",
+        "`ExpLR(..., model=model)` makes it follow.",
     ]
     for library, results in stored["networks"].items():
         made = stored["provenance"][library]
         words = ", ".join(f"{name} {made[name]}" for name in dict.fromkeys((library, "torch", "explr")) if made[name])
         text += ["", f"## {library}", "", f"{len(results)} networks; {words}, Python {made['python']}; {made['machine']}.", ""]
-        text += ["| network | weights | converts | others | output at 4 times | at 1/4 | checked | seconds |"]
+        text += ["| network | weights | converts | others | at 4 times | at 1/4 | checked | seconds |"]
         text += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         text += [_row(name, result) for name, result in results.items()]
     text += [
         "",
-        "*Checked* is the change in float64. *Seconds* are those of `scale_invariance`, most of them `torch.export`'s. A dash in",
-        "the columns of changes: nothing converts, or the output was 0. `python -m tools.zoo --run` makes the results anew.",
+        "*Checked* is the change in float64. *Seconds* are those of `scale_invariance`, most of them `torch.export`'s. A dash",
+        "means that nothing converts, or that the output is 0 whatever the weights are. The results are made anew by",
+        "`python -m tools.zoo --run`.",
     ]
     return "\n".join(text) + "\n"
 

@@ -74,7 +74,9 @@ def _stand_for(alike: Sequence[Obstruction], name: str) -> str:
 
 def _operations(caption: str, kinds: Iterable[Sequence[Row]]) -> Table:
     rows = [[_first(r.path for r in k), k[0].operation, k[0].degree_in, k[0].degree_out, k[0].note] for k in kinds]
-    return caption, ["layer", "operation", "degree in", "degree out", ""], rows
+    header = ["layer", "operation", "degree in", "degree out", ""]
+    noted = any(row[-1] for row in rows)
+    return (caption, header, rows) if noted else (caption, header[:-1], [row[:-1] for row in rows])
 
 
 def _norms(kinds: Iterable[Sequence[tuple[str, NormReport]]]) -> list[Table]:

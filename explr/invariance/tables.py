@@ -11,10 +11,11 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # caption, header, r
 
 # Lines and space, but no colours: those are the page's, light or dark. What is too wide for a phone scrolls in its own box.
 _STYLE = """
+.explr-report :is(p, li) {overflow-wrap: anywhere}
 .explr-report .explr-wide {overflow-x: auto; margin: 0.5em 0 1em}
-.explr-report table {border-collapse: collapse; width: auto; margin: 0}
+.explr-report table {border-collapse: collapse; width: auto; margin: 0; font-size: 0.95em}
 .explr-report caption {caption-side: top; text-align: left; font-weight: bold; padding: 0.25em 0}
-.explr-report :is(th, td) {padding: 0.2em 1.2em 0.2em 0; text-align: left; vertical-align: top; white-space: nowrap}
+.explr-report :is(th, td) {padding: 0.2em 1em 0.2em 0; text-align: left; vertical-align: top; white-space: nowrap}
 .explr-report :is(thead th, td, tbody th) {border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.4); background: none}
 .explr-report tbody th {font-weight: normal}
 .explr-report summary {cursor: pointer}

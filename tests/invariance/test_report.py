@@ -230,7 +230,7 @@ def test_a_page_folds_all_of_a_large_network_away(long_reports):
 
 def test_cells_of_a_page_stand_apart():
     page = scale_invariance(models.preresnet(8, 4), torch.randn(IMAGES))._repr_html_()
-    assert ":is(th, td) {padding: 0.2em 1.2em 0.2em 0;" in page and page.count("<style>") == 1
+    assert ":is(th, td) {padding: 0.2em 1em 0.2em 0;" in page and page.count("<style>") == 1
 
 
 # ---- time
