@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from explr.invariance.degrees import CONSTANT, Condition, Degree, distinct_vectors, in_words, total_degree
+from explr.invariance.degrees import Condition, Degree, distinct_vectors, in_words, total_degree
 from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
 from explr.invariance.graph import arguments_of, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import changes_at_scale, measure
@@ -100,7 +100,7 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
             # Nothing says that so large a constant is an eps at all. That of a norm is one, and can follow the weights
             # (explr.optim.ExpLR sees to it): a large one enters the verdict, but not what can be scaled.
             remedy = _large_eps(eps.eps, relative, "what it is added to")
-            conditions.append(Condition(eps.vector, "large eps", eps.node, (eps.vector, CONSTANT), remedy))
+            conditions.append(Condition(eps.vector, "large eps", eps.node, (eps.vector,), remedy))
         elif total_degree(eps.vector):
             where = (module_path(eps.node), operation_name(eps.node), source_line(eps.node))
             approximations.append(Approximation(*where, total_degree(eps.vector), eps.eps, relative))

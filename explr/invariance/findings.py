@@ -37,7 +37,7 @@ class Obstruction:
             return f"output: degree {degrees} at the output, from {few(self.parameters)}. {self.remedy}"
         what = {
             "unequal degrees": f"degrees {degrees} meet in {self.operation}",
-            "large eps": f"the eps that {self.operation} adds to degree {degrees} is not negligible",
+            "large eps": f"the eps in {self.operation}, beside degree {degrees}, is not negligible",
             "nonlinear": f"{self.operation} takes degree {degrees}, but is homogeneous only at 0",
             "stored statistics": f"{self.operation} normalises degree {degrees} with stored statistics",
             "stored state": f"{self.operation} keeps degree {degrees} from step to step",
