@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from explr.equivalence import Schedule, adamw_steady_state, characteristic_root, convert, convert_adamw, growth_rate
 from explr.errors import ExplrError
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser(listed="run" in arguments).parse_args(arguments)
     try:
         parsed.command(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ExplrError as error:
         print(f"explr: {error}", file=sys.stderr)
         return 2
@@ -64,8 +69,8 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         "--input",
         action="append",
         required=True,
-        metavar="SHAPE[:DTYPE]",
-        help="shape of an input, e.g. 2,3,224,224, or 2,16:int64 for zeros; once for each argument of the network",
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="shape of an input, e.g. 2,3,224,224, or input_ids=2,16:int64 for zeros; once for each argument of the network",
     )
     sub.add_argument(
         "--verify",
@@ -73,6 +78,21 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         default=True,
         help="hold the proof against numbers, two steps in float64 (default: yes)",
     )
+    sub.add_argument(
+        "--kwargs",
+        type=_options,
+        default={},
+        metavar="JSON",
+        help="""what makes the network is called with, e.g. '{"model_name": "resnet50d"}' for timm:create_model""",
+    )
+    sub.add_argument(
+        "--forward",
+        type=_options,
+        default={},
+        metavar="JSON",
+        help="""what the network is called with besides its inputs, e.g. '{"use_cache": false}'""",
+    )
+    sub.add_argument("--full", action="store_true", help="a line for each layer and obstruction, however many are alike")
     sub.set_defaults(command=_check)
 
     about = "train the runs of an experiment and keep their records"
@@ -187,14 +207,28 @@ def _check(parsed: argparse.Namespace) -> None:
     module, _, name = parsed.model.partition(":")
     sys.path.insert(0, "")  # the reader's own modules, as with python -m
     try:
-        model = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        model = getattr(importlib.import_module(module), name)(**parsed.kwargs)
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        given = f" with {json.dumps(parsed.kwargs)}" * bool(parsed.kwargs)
         raise ExplrError(
-            f"{parsed.model} makes no network ({error}): give MODULE:CALLABLE, called without arguments."
+            f"{parsed.model} makes no network{given} ({error}): give MODULE:CALLABLE, and its arguments as --kwargs JSON."
         ) from error
     if not isinstance(model, nn.Module):
         raise ExplrError(f"{parsed.model} makes a {type(model).__name__}, not a torch.nn.Module.")
-    print(scale_invariance(model.train(), *map(_example, parsed.input), verify=parsed.verify).table())
+    named = [text.rpartition("=") for text in parsed.input]
+    inputs = [_example(shape) for name, _, shape in named if not name]
+    options = {name: _example(shape) for name, _, shape in named if name} | parsed.forward
+    print(scale_invariance(model.train(), *inputs, **options, verify=parsed.verify).table(full=parsed.full))
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must map names to values, as in '{{\"num_classes\": 10}}'")
+    return options
 
 
 def _example(text: str) -> Tensor:
@@ -208,7 +242,7 @@ def _example(text: str) -> Tensor:
             raise ValueError
         return torch.randn(sizes, dtype=kind) if kind.is_floating_point else torch.zeros(sizes, dtype=kind)
     except (ValueError, AttributeError, RuntimeError):
-        raise ExplrError(f"--input {text} is not SHAPE[:DTYPE], such as 2,3,224,224 or 2,16:int64.") from None
+        raise ExplrError(f"--input {text} is not [NAME=]SHAPE[:DTYPE], such as 2,3,224,224 or 2,16:int64.") from None
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -4,14 +4,16 @@
 which it holds. They are linear in d, the logarithms of the factors of the parameters, and what remains is linear algebra: the
 network is scale-invariant if d = (1, ..., 1) meets every condition; a parameter is invariant on its own if its unit vector
 does; a set of parameters is jointly invariant if its indicator does. "Scale-invariant" is a proof, but for the eps of
-normalisation layers, whose size is reported. "Not scale-invariant" means that the rules found an operation where the proof
-fails; at an operation without a rule the verdict is "undecided".
+normalisation layers: as long as that is negligible beside what it is added to, its size is reported; where it is not, in a norm
+of torch or in one written by hand, the network is not scale-invariant. "Not scale-invariant" means that the rules found an
+operation where the proof fails; at an operation without a rule the verdict is "undecided".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,27 +22,28 @@ from torch import fx, nn
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import chance_in_tensors
-from explr.invariance.degrees import CONSTANT, Condition, Degree, Vector, combine, distinct_vectors, in_words, total_degree
+from explr.invariance.degrees import Condition, Degree, Vector, combine, distinct_vectors, in_words, total_degree
+from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
 from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
-from explr.invariance.report import Approximation, InvarianceReport, NormReport, Obstruction, Row
+from explr.invariance.report import InvarianceReport
 from explr.invariance.rulebook import QUIET
 from explr.invariance.sandbox import check_model, left_as_it_is
 from explr.invariance.steps import trace
 from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few
-from explr.invariance.verify import hold_against_numbers
+from explr.invariance.verify import changes_at_scale, hold_against_numbers
 
 NEGLIGIBLE = 0.1  # a constant that counts as an eps is at most this part of what it is added to
 
 
-def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True) -> InvarianceReport:
+def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True, **kwargs: Any) -> InvarianceReport:
     """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
 
     Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and run once on the example inputs, on its own device; its running statistics, random state, attributes,
-    training flags and gradients stay as they are.
+    model is traced and, where it has an eps to measure, run three times on the example inputs, on its own device; its running
+    statistics, random state, attributes, training flags and gradients stay as they are.
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
@@ -48,6 +51,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
         verify: whether to hold the proof against numbers, where it finds something to scale: six forward passes of a copy in
             float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
             raised as a bug of explr.
+        kwargs: what it is called with by name: a network of Hugging Face's needs ``use_cache=False``.
 
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
@@ -65,6 +69,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     Linear(in_features=8, out_features=2, bias=True)
     >>> print(scale_invariance(model, torch.randn(3, 4)).table())  # doctest: +ELLIPSIS
     scale-invariant, up to the eps of its norms
+    Measured: scaling the weights changes the output by ... at c = 4 and ... at c = 0.25.
     <BLANKLINE>
     layer   operation   degree in  degree out
     0       linear      0          1
@@ -78,15 +83,19 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     <BLANKLINE>
     invariant on their own: 0.weight
     """
-    check_model(model, example_inputs, "scale_invariance")
+    check_model(model, (*example_inputs, *kwargs.values()), "scale_invariance")
     with left_as_it_is(model):
         with chance_in_tensors(type(model).__name__):
-            traced = trace(model, example_inputs)
+            traced = trace(model, example_inputs, kwargs)
+        inputs = (example_inputs, kwargs)
         try:
-            graph = Propagation(traced, model, example_inputs)
+            graph = Propagation(traced, model, inputs)
             graph.run()
-            seen = measure(traced.program, example_inputs, graph)
+            seen = measure(traced.program, inputs, graph)
             report = _report(graph, seen)
+            if seen:  # without an eps there is nothing to see
+                scaled = [name for name in graph.parameters if name not in set(report.rest)]
+                report = replace(report, changes=changes_at_scale(model, inputs, scaled))
         except ExplrError:
             raise
         except Exception as error:
@@ -96,7 +105,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
             ) from error
         if verify:
             own, left = _eps_apart(graph, seen)
-            hold_against_numbers(model, example_inputs, [*((name,) for name in report.alone), *report.joint], own, left)
+            hold_against_numbers(model, inputs, [*((name,) for name in report.alone), *report.joint], own, left)
     return report
 
 
@@ -126,11 +135,14 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
     """Solve the conditions and put the findings into words."""
     conditions = list(graph.conditions)
     approximations = []
+    norms = _norm_reports(graph, seen)
     for eps in graph.eps:
         relative = eps.eps / seen[eps.node][1] if seen.get(eps.node, (0.0, 0.0))[1] else math.inf
         if relative > NEGLIGIBLE:
-            remedy = f"The constant {eps.eps:g} is {relative:.2g} of what it is added to: too much to be an eps."
-            conditions.append(Condition(eps.vector, "unequal degrees", eps.node, (eps.vector, CONSTANT), remedy))
+            # Nothing says that so large a constant is an eps at all. That of a norm is one, and can follow the weights
+            # (explr.optim.ExpLR sees to it): a large one enters the verdict, but not what can be scaled.
+            remedy = _large_eps(eps.eps, relative, "what it is added to")
+            conditions.append(Condition(eps.vector, "large eps", eps.node, (eps.vector,), remedy))
         elif total_degree(eps.vector):
             where = (module_path(eps.node), operation_name(eps.node), source_line(eps.node))
             approximations.append(Approximation(*where, total_degree(eps.vector), eps.eps, relative))
@@ -138,19 +150,25 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
     sizes = {name: p.numel() for name, p in graph.parameters.items()}
     chosen = largest_invariant_set(sizes, vectors)
     bound = {name for vector in vectors for name in vector}
+    order = {name: index for index, name in enumerate(sizes)}
+    together = [tuple(sorted(part, key=order.__getitem__)) for part in components(vectors, chosen & bound)]
     failed = [condition for condition in conditions if total_degree(condition.vector)]
+    failed_norms = list(_norms_with_large_eps(graph, norms))
     outputs = {total_degree(vector) for vector in graph.outputs if vector is not None}
-    homogeneous = all(condition.kind == "output" for condition in failed) and len(outputs) <= 1
+    homogeneous = not failed_norms and all(condition.kind == "output" for condition in failed) and len(outputs) <= 1
+    classes = {path: type(module).__name__ for path, module in graph.model.named_modules(remove_duplicate=False)}
     return InvarianceReport(
-        invariant=not failed,
+        invariant=not failed and not failed_norms,
         degree=next(iter(outputs), Fraction(0)) if homogeneous else None,
-        obstructions=tuple(_obstruction(graph, condition) for condition in failed),
-        norms=_norm_reports(graph, seen),
+        obstructions=(*(_obstruction(graph, condition) for condition in failed), *failed_norms),
+        norms=norms,
+        changes={},
         approximations=tuple(approximations),
         alone=tuple(name for name in sizes if name in chosen and name not in bound),
-        joint=tuple(tuple(n for n in sizes if n in part) for part in components(vectors, chosen & bound)),
+        joint=tuple(sorted(together, key=lambda part: order[part[0]])),
         rest=tuple(name for name in sizes if name not in chosen),
         rows=tuple(_rows(graph, {condition.node: condition.kind for condition in failed})),
+        _classes=classes,
         _parameters=graph.parameters,
         _conditions=vectors,
         _norm_inputs={path: distinct_vectors(degree for _, degree in calls) for path, calls in _norms_by_path(graph).items()},
@@ -177,6 +195,22 @@ def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
     degrees = tuple(dict.fromkeys(total_degree(vector) for vector in condition.met))
     node = condition.node
     return Obstruction(condition.kind, module_path(node), operation_name(node), source_line(node), degrees, names, remedy)
+
+
+def _norms_with_large_eps(graph: Propagation, norms: dict[str, NormReport]) -> Iterator[Obstruction]:
+    """Yield the norms of something that scales whose eps is too large for it to pass unseen."""
+    for path, calls in _norms_by_path(graph).items():
+        norm, vectors = norms[path], distinct_vectors(degree for _, degree in calls)
+        degrees = tuple(degree for degree in dict.fromkeys(map(total_degree, vectors)) if degree)
+        if degrees and norm.median_variance and norm.relative_eps > NEGLIGIBLE:
+            names = tuple(name for name in graph.parameters if any(name in vector for vector in vectors))
+            where = (path, norm.kind, source_line(calls[0][0]))
+            remedy = _large_eps(norm.eps, norm.relative_eps, "the variance")
+            yield Obstruction("large eps", *where, degrees, names, remedy)
+
+
+def _large_eps(eps: float, relative: float, what: str) -> str:
+    return f"{eps:g} is {relative:.2g} times {what} (median): use a smaller eps, or larger weights or inputs."
 
 
 def _norm_reports(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> dict[str, NormReport]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from explr.errors import ExplrError
 from explr.invariance.graph import first_line
 from explr.invariance.measure import variances_of
 from explr.invariance.sandbox import check_model, left_as_it_is, run
-from explr.invariance.tables import html_table, text_table
+from explr.invariance.tables import html_page, html_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
 _NORM_MODULES: dict[type[nn.Module], str] = {
@@ -211,7 +210,7 @@ class Lemma1Report:
         return f"{self._verdict()}\n\n{text_table(*self._table())}"
 
     def _repr_html_(self) -> str:
-        return f"<div><p><strong>{html.escape(self._verdict())}</strong></p>{html_table(*self._table())}</div>"
+        return html_page(self._verdict(), html_table(*self._table()))
 
     def _verdict(self) -> str:
         verdict = f"Lemma 1 {'holds' if self.holds() else 'FAILS'} at c = {self.factor:g}, tolerance {self.tolerance:.1e}"

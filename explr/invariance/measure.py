@@ -1,4 +1,4 @@
-"""How large the eps of a norm is beside what it is added to: a look at the numbers, on the example inputs."""
+"""How large the eps of a norm is: a look at the numbers, on the example inputs."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ from explr.invariance.graph import (
 _Wanted = dict[fx.Node, Callable[[dict[str, Any]], Tensor]]  # node → what to look at, given its arguments
 
 
-def measure(program: ExportedProgram, inputs: tuple[Any, ...], found: Findings) -> dict[fx.Node, tuple[float, float]]:
-    """Run the graph once; return smallest and median size of what each eps is added to."""
+def measure(program: ExportedProgram, inputs: Any, found: Findings) -> dict[fx.Node, tuple[float, float]]:
+    """Run the graph once on (args, kwargs); return the smallest and the median size of what each eps is added to."""
     wanted: _Wanted = {node: variances_of(operation_name(node)) for node, _ in found.norms}
     wanted |= {eps.node: _magnitude(_argument_name(eps)) for eps in found.eps}
+    seen: dict[fx.Node, tuple[float, float]] = {}
     if not wanted:
-        return {}
+        return seen
+    parameters = program.graph_signature.inputs_to_parameters  # made anew at each access: in the loop that would be quadratic
     lifted, written = lifted_tensors(program), written_storages(program.graph_module)
-    leaves = iter(tree_leaves((inputs, {})))
+    leaves = iter(tree_leaves(inputs))
     values = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
             value = lookup(program, lifted[node.name]) if node.name in lifted else next(leaves)
-            keep = node.name in program.graph_signature.inputs_to_parameters and storage_of(node) not in written
-            values.append(value if keep or not isinstance(value, Tensor) else value.detach().clone())
-    seen: dict[fx.Node, tuple[float, float]] = {}
+            if isinstance(value, Tensor) and (node.name not in parameters or storage_of(node) in written):
+                value = value.detach().clone()
+            values.append(value)
     try:
         with torch.no_grad():
             _Observer(program.graph_module, wanted, seen).run(*values)

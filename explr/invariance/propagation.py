@@ -41,7 +41,7 @@ from explr.invariance.steps import Trace
 class Propagation(Findings):
     """Degrees of every tensor of an exported program, and the conditions under which they hold."""
 
-    def __init__(self, trace: Trace, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, trace: Trace, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         super().__init__()
         self.trace = trace
         self.program = trace.program
@@ -91,9 +91,9 @@ class Propagation(Findings):
         if self.step == 1 or not any(condition.vector == vector for condition in self.conditions):
             super().require(vector, kind, node, remedy, met)
 
-    def _inputs(self, inputs: tuple[Any, ...]) -> None:
+    def _inputs(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Lay out what the graph takes from outside, where it lies in the machine."""
-        leaves = iter(tree_leaves((inputs, {})))
+        leaves = iter(tree_leaves(inputs))
         lifted = lifted_tensors(self.program)
         real: dict[fx.Node, Tensor | None] = {}
         for node in self.program.graph.nodes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,101 +11,10 @@ from torch import Tensor, nn
 
 from explr.errors import ExplrError
 from explr.invariance.degrees import Vector, total_degree
+from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
+from explr.invariance.folding import SCREENFUL, Folded, fold
 from explr.invariance.subsets import components, largest_invariant_set
-from explr.invariance.tables import few, html_table, text_table
-
-
-@dataclass(frozen=True)
-class Obstruction:
-    """One operation at which the proof of scale invariance fails.
-
-    Attributes:
-        kind: "unequal degrees", "nonlinear", "stored statistics", "stored state", "unknown operation" or "output".
-        path: the module, as in ``model.get_submodule(path)``.
-        operation: the ATen operation, such as "add" or "gelu".
-        source: file, number and text of the user's line, or "" where all the code is torch's.
-        degrees: the degrees that met.
-        parameters: the trainable parameters that cause it.
-        remedy: what would mend it.
-    """
-
-    kind: str
-    path: str
-    operation: str
-    source: str
-    degrees: tuple[Fraction, ...]
-    parameters: tuple[str, ...]
-    remedy: str
-
-    def __str__(self) -> str:
-        degrees = " and ".join(map(str, self.degrees))
-        if self.kind == "output":
-            return f"output: degree {degrees} at the output, from {few(self.parameters)}. {self.remedy}"
-        what = {
-            "unequal degrees": f"degrees {degrees} meet in {self.operation}",
-            "nonlinear": f"{self.operation} takes degree {degrees}, but is homogeneous only at 0",
-            "stored statistics": f"{self.operation} normalises degree {degrees} with stored statistics",
-            "stored state": f"{self.operation} keeps degree {degrees} from step to step",
-            "unknown operation": f"no rule for {self.operation}, which takes degree {degrees}: undecided",
-        }[self.kind]
-        where = f" ({self.source})" if self.source else ""
-        return f"{self.path or 'model'}: {what}{where}. {self.remedy}"
-
-
-@dataclass(frozen=True)
-class NormReport:
-    """A normalisation as the analysis saw it.
-
-    Attributes:
-        kind: the ATen operation: "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm".
-        degree: of the norm's input when all trainable parameters scale; None where its channels differ in degree.
-        eps: what it adds to the variance.
-        variance: the smallest variance (mean square, for RMS norm) seen on the example inputs.
-        median_variance: the median over channels or samples.
-    """
-
-    kind: str
-    degree: Fraction | None
-    eps: float
-    variance: float
-    median_variance: float
-
-    @property
-    def relative_eps(self) -> float:
-        """Size of eps relative to the median variance, and so how far the norm is from exactly scale-invariant."""
-        return self.eps / self.median_variance if self.median_variance else math.inf
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """A tiny constant added to something that scales, as the eps of a hand-written norm: taken for 0, and reported.
-
-    Attributes:
-        path: the module.
-        operation: "add", "clamp_min", ...
-        source: the user's line.
-        degree: of what it is added to.
-        eps: the constant.
-        relative: its size relative to the median of what it is added to, on the example inputs.
-    """
-
-    path: str
-    operation: str
-    source: str
-    degree: Fraction
-    eps: float
-    relative: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: one operation, the degrees of its inputs and of its output, and what is wrong with it."""
-
-    path: str
-    operation: str
-    degree_in: str
-    degree_out: str
-    note: str
+from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, text_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +27,14 @@ class InvarianceReport:
         obstructions: every operation at which the proof fails; empty for an invariant network.
         norms: module path → :class:`NormReport`.
         approximations: constants taken for the eps of hand-written norms.
+        changes: c → measured relative change of the output when all that converts is multiplied by c, at c = 4 and 1/4: what
+            depth makes of the eps of all norms, and of rounding. Empty without an eps, where nothing converts, and where the
+            output is 0 whatever the weights are, as that of a network with a new head of zeros.
         alone: parameters that can be scaled on their own without a change in the output.
         joint: sets of parameters that can only be scaled together, such as all convolutions that write one residual stream.
-        rest: trainable parameters in neither: scaling the others leaves the output as it is only while these stay put.
+        rest: trainable parameters in neither: scaling the others leaves the output as it is only while these stay put. Freeze
+            them, and the rest is scale-invariant. (A large eps of a norm of torch counts in the verdict, but not here: it can
+            follow the weights, as :class:`explr.optim.ExpLR` makes it when it is given the model.)
         rows: the operations, in the order of execution.
     """
 
@@ -131,10 +43,12 @@ class InvarianceReport:
     obstructions: tuple[Obstruction, ...]
     norms: dict[str, NormReport]
     approximations: tuple[Approximation, ...]
+    changes: dict[float, float]
     alone: tuple[str, ...]
     joint: tuple[tuple[str, ...], ...]
     rest: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+    _classes: dict[str, str] = field(repr=False)
     _parameters: dict[str, nn.Parameter] = field(repr=False)
     _conditions: tuple[Vector, ...] = field(repr=False)
     _norm_inputs: dict[str, tuple[Vector, ...]] = field(repr=False)
@@ -147,7 +61,36 @@ class InvarianceReport:
             return "scale-invariant" + (", up to the eps of its norms" if approximate else "")
         if any(obstruction.kind == "unknown operation" for obstruction in self.obstructions):
             return "undecided: an operation has no rule"
+        large = [obstruction.path or "model" for obstruction in self.obstructions if obstruction.kind == "large eps"]
+        if large:
+            others = len(large) < len(self.obstructions)
+            return f"not scale-invariant: {'among other things, ' * others}an eps is not negligible ({few(large)})"
         return "not scale-invariant" + (f": homogeneous of degree {self.degree}" if self.degree is not None else "")
+
+    @property
+    def share(self) -> float:
+        """The share of the trainable numbers that convert as they are: all but those of :attr:`rest`."""
+        sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
+        return 1.0 - sum(sizes[name] for name in self.rest) / sum(sizes.values())
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do about the verdict, and how far to trust it; a sentence or two."""
+        lines = []
+        if self.share == 0.0:
+            lines.append("No weight converts as it is: see the obstructions for what would mend it.")
+        elif self.rest:
+            many = f"these {len(self.rest)} tensors (report.rest: {few(self.rest)})"
+            lines.append(
+                f"{self.share:.1%} of the weights convert as they are, and parameter_groups() sets them apart. "
+                f"Or freeze {self.rest[0] if len(self.rest) == 1 else many}, and the network is scale-invariant."
+            )
+        elif not self.invariant:
+            lines.append("All weights convert if that eps follows them: explr.ExpLR(..., model=model) sees to it.")
+        if self.changes:
+            what = "scaling what converts changes the output" if self.rest else "scaling the weights changes the output"
+            lines.append(f"Measured: {what} by {' and '.join(f'{v:.1e} at c = {c:g}' for c, v in self.changes.items())}.")
+        return lines
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.
@@ -212,43 +155,30 @@ class InvarianceReport:
             degrees[path] = found.pop()
         return degrees
 
-    def table(self) -> str:
-        """Return the report as plain text: verdict, obstructions, operations with their degrees, norms, parameters."""
-        parts = [self.verdict, "\n".join(f"- {obstruction}" for obstruction in self.obstructions)]
-        parts += [text_table(*table) for table in self._tables()]
-        return "\n\n".join(filter(None, [*parts, "\n".join(self._parameter_lines())]))
+    def table(self, *, full: bool = False) -> str:
+        """Return the report as plain text: verdict, advice, obstructions, operations with their degrees, norms, parameters.
+
+        Of a large network, what is alike is one line, with the first place where it is found and the number of places.
+
+        Args:
+            full: whether to print a line for each.
+        """
+        folded = self._folded(full)
+        parts = ["\n".join([self.verdict, *self.advice]), "\n".join(f"- {line}" for line in folded.obstructions)]
+        parts += [text_table(*table) for table in folded.tables]
+        return "\n\n".join(filter(None, [*parts, "\n".join(folded.parameters)]))
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook; it takes the page's colours, so it reads on light and dark."""
-        items = "".join(f"<li>{html.escape(str(obstruction))}</li>" for obstruction in self.obstructions)
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self._parameter_lines())
-        operations, *others = [html_table(*table) for table in self._tables()]
-        opened = " open" if len(self.rows) <= 30 else ""
-        operations = f"<details{opened}><summary>{len(self.rows)} operations</summary>{operations}</details>"
-        verdict = f"<p><strong>{html.escape(self.verdict)}</strong></p>" + (f"<ul>{items}</ul>" if items else "")
-        return f"<div>{verdict}{operations}{''.join(others)}{lines}</div>"
+        """Show the same in a notebook, with a line for each folded away below the lines that stand for them."""
+        parts = [html_lines("p", self.advice), *_html_parts(self._folded(full=False))]
+        if len(self.rows) > SCREENFUL:
+            summary = f"all {len(self.rows)} operations and {len(self._parameters)} parameters"
+            parts.append(html_folded(summary, "".join(_html_parts(self._folded(full=True)))))
+        return html_page(self.verdict, *parts)
 
-    def _tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-        rows = [[row.path, row.operation, row.degree_in, row.degree_out, row.note] for row in self.rows]
-        yield "Degrees of homogeneity", ["layer", "operation", "degree in", "degree out", ""], rows
-        if self.norms:
-            norms = [
-                [path, "mixed" if n.degree is None else str(n.degree), f"{n.eps:g}", f"{n.relative_eps:.1e}"]
-                for path, n in self.norms.items()
-            ]
-            yield "Norms: invariant up to eps", ["norm", "degree in", "eps", "eps / variance (median)"], norms
-        if self.approximations:
-            taken = [
-                [a.path or "model", a.operation, str(a.degree), f"{a.eps:g}", f"{a.relative:.1e}", a.source]
-                for a in self.approximations
-            ]
-            header = ["layer", "operation", "degree in", "constant", "relative size", "line"]
-            yield "Constants taken for 0", header, taken
-
-    def _parameter_lines(self) -> list[str]:
-        lines = [f"invariant on their own: {few(self.alone, 8)}"] if self.alone else []
-        lines += [f"invariant only together: {few(part, 8)}" for part in self.joint]
-        return lines + ([f"not invariant: {few(self.rest, 8)}"] if self.rest else [])
+    def _folded(self, full: bool) -> Folded:
+        parameters = self.alone, self.joint, self.rest
+        return fold(self.obstructions, self.rows, self.norms, self.approximations, parameters, self._classes, full=full)
 
     def _names(self, parameters: Iterable[str | Tensor]) -> set[str]:
         known = {id(p): name for name, p in self._parameters.items()}
@@ -260,3 +190,10 @@ class InvarianceReport:
                 raise ExplrError(f"{what} is not a trainable parameter of the model that was analysed. Analyse the model anew.")
             names.add(name)
         return names
+
+
+def _html_parts(folded: Folded) -> Iterator[str]:
+    items = html_lines("li", folded.obstructions)
+    yield f"<ul>{items}</ul>" if items else ""
+    yield from (html_table(*table) for table in folded.tables)
+    yield html_lines("p", folded.parameters)

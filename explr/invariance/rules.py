@@ -48,13 +48,23 @@ def values(call: Call) -> list[Degree]:
 def channelwise(call: Call) -> Degree:
     """As same, and works on each channel alone, so that parts of different degree stay apart."""
     degree = call.raw(call.first)
-    if isinstance(degree, Shifted):
-        return call.degree(call.first)
-    if isinstance(degree, Parts):
+    if isinstance(degree, Parts | Shifted):
         spatial = re.search(r"([123])d", call.operation)
         if degree.axis >= call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0):
             return call.degree(call.first)
+    if isinstance(degree, Shifted) and not _keeps_shift(call):
+        return call.degree(call.first)
     return degree
+
+
+def _keeps_shift(call: Call) -> bool:
+    """Tell whether an operation hands a number that is added to all of a channel on; not so an average with zeros in it."""
+    if call.operation.startswith("avg_pool"):
+        padding = call["padding"] if isinstance(call["padding"], list | tuple) else [call["padding"] or 0]
+        return call["divisor_override"] is None and (not any(padding) or call["count_include_pad"] is False)
+    return call.operation.startswith(("max_pool", "adaptive_avg_pool", "_adaptive_avg_pool")) or call.operation in (
+        "contiguous", "clone", "to", "_to_copy", "detach", "alias", "neg", "negative", "positive",
+    )  # fmt: skip
 
 
 def values_and_indices(call: Call) -> Degree | list[Degree]:
@@ -294,7 +304,9 @@ def compare(call: Call) -> Degree:
 def normalise(call: Call) -> Degree | list[Degree]:
     """Degree 0 whatever comes in, then scale and shift by the affine parameters."""
     x = call.raw("input")
-    if isinstance(x, Parts | Shifted) and not (call.operation in PER_CHANNEL and x.axis == 1):
+    groups = call.arguments.get("num_groups") or call.arguments.get("group")
+    per_channel = call.operation in PER_CHANNEL or groups == call["input"].meta["val"].shape[1]
+    if isinstance(x, Parts | Shifted) and not (per_channel and x.axis == 1):
         x = call.degree("input")
     training = call["training"] if "training" in call.arguments else call["use_input_stats"]
     if training is False or "no_training" in call.operation:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import attributes_kept
@@ -49,16 +50,16 @@ def left_as_it_is(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def export(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+def export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ExportedProgram:
     """Trace a model into a graph of ATen operations, without a word on stderr."""
     logged = logging.root.manager.disable
     logging.disable(logging.ERROR)  # pages about what the exception says in a line
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()), attributes_kept(model), _traceable(model):
             warnings.simplefilter("ignore")  # of torch.export, about modules that set attributes: explr.invariance.steps
-            return torch.export.export(model, inputs, strict=False)
+            return torch.export.export(model, inputs, kwargs, strict=False)
     except Exception as error:
-        run(model, dict(model.named_parameters()), inputs, "example inputs")  # does the model run at all?
+        run(model, dict(model.named_parameters()), inputs, "example inputs", kwargs)  # does the model run at all?
         raise ExplrError(
             f"torch.export cannot trace {type(model).__name__}: {first_line(error)}. Rewrite what depends on the values of "
             "tensors, or use explr.lemma1, which needs no graph."
@@ -84,12 +85,22 @@ def _traceable(model: nn.Module) -> Iterator[None]:
             module.momentum = None
 
 
-def run(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Any], what: str) -> Any:
+def run(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Sequence[Any],
+    what: str,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
     """Call the model with other parameters and copies of its buffers, so that it stays as it is."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    inputs = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+    inputs, named = tree_map_only(Tensor, lambda x: x.detach().clone(), (tuple(inputs), dict(kwargs or {})))
     try:
-        return functional_call(model, {**parameters, **buffers}, inputs)
+        return functional_call(model, {**parameters, **buffers}, inputs, named)
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+        shapes = ", ".join([_shape(x) for x in inputs] + [f"{name}={_shape(x)}" for name, x in named.items()])
         raise ExplrError(f"{type(model).__name__} does not run on {what} {shapes}: {first_line(error)}") from error
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

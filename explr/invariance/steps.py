@@ -41,42 +41,43 @@ class Trace:
     carried: dict[str, list[fx.Node]] = field(default_factory=dict)
 
 
-def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
+def trace(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Trace one call of a network; two, where the first leaves something behind for the second."""
     before: dict[str, Any] = {}
     changed: list[str] = []
 
-    def look(module: nn.Module, _: Any) -> None:
+    def look(module: nn.Module, _: Any, __: Any) -> None:
         before["tensors"], before["values"] = tensors_in(module), values_in(module)
         changed.clear()
 
-    def compare(module: nn.Module, _: Any, output: Any) -> None:
+    def compare(module: nn.Module, _: Any, __: Any, output: Any) -> None:
         del output
         if values_in(module) != before["values"] or _assigned(before["tensors"], tensors_in(module)):
             changed.append("an attribute")
 
     with _hooked(model, look, compare):
-        program = export(model, inputs)
+        program = export(model, inputs, kwargs)
     if not changed and not _writes_parameters(program):
         return Trace(program, _nodes(_leaves(program)))
-    return _two_steps(model, inputs)
+    return _two_steps(model, inputs, kwargs)
 
 
-def _two_steps(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
+def _two_steps(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     kept: dict[str, Any] = {}
 
-    def start(module: nn.Module, args: Any) -> Any:
+    def start(module: nn.Module, args: Any, named: Any) -> Any:
         if "before" in kept:
             return None
-        kept["inputs"], kept["before"] = args, tensors_in(module)
-        return tree_map_only(Tensor, torch.clone, args)  # a network may write into its inputs
+        kept["inputs"], kept["before"] = (args, named), tensors_in(module)
+        return tree_map_only(Tensor, torch.clone, (args, named))  # a network may write into its inputs
 
-    def go_on(module: nn.Module, _: Any, output: Any) -> Any:
+    def go_on(module: nn.Module, _: Any, __: Any, output: Any) -> Any:
         if "first" in kept:
             return None
         kept["first"], first = tensors_in(module), values_in(module)
         boundary = torch.zeros(())
-        again = module(*kept["inputs"])
+        args, named = kept["inputs"]
+        again = module(*args, **named)
         last = tensors_in(module)
         after = values_in(module)
         both = ((path, first.get(path, "nothing"), after.get(path, "nothing")) for path in {**first, **after})
@@ -86,7 +87,7 @@ def _two_steps(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
         return output, again, boundary, [(kept["first"][path], last[path]) for path in kept["paths"]]
 
     with _hooked(model, start, go_on):
-        program = export(model, inputs)
+        program = export(model, inputs, kwargs)
     for path, first, second in kept["unsettled"]:
         raise ExplrError(
             f"{type(model).__name__}.{path} changes at every call (it is {first}, then {second}), and a proof about the first "
@@ -103,7 +104,8 @@ def _two_steps(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
 @contextmanager
 def _hooked(model: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
     """Call functions before and after the forward pass of a model, next to the network itself."""
-    handles = [model.register_forward_pre_hook(before, prepend=True), model.register_forward_hook(after)]
+    first = model.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    handles = [first, model.register_forward_hook(after, with_kwargs=True)]
     try:
         yield
     finally:

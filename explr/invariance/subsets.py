@@ -42,9 +42,12 @@ def _solve(names: list[str], sizes: Mapping[str, int], conditions: Sequence[Vect
 
 def components(conditions: Iterable[Vector], names: set[str]) -> list[set[str]]:
     """Partition names into sets that no condition links to each other."""
-    parts = [{name} for name in sorted(names)]
+    home = {name: {name} for name in sorted(names)}  # name → the set that it is in
     for vector in conditions:
-        linked = [part for part in parts if not part.isdisjoint(vector)]
+        linked = {id(home[name]): home[name] for name in vector if name in home}
         if len(linked) > 1:
-            parts = [part for part in parts if part.isdisjoint(vector)] + [set().union(*linked)]
-    return parts
+            largest, *others = sorted(linked.values(), key=len, reverse=True)
+            for part in others:
+                largest |= part
+                home.update(dict.fromkeys(part, largest))
+    return list({id(part): part for part in home.values()}.values())

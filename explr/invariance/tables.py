@@ -1,14 +1,38 @@
-"""Tables of text, as plain text for a terminal and as HTML for a notebook, and lists of names cut short."""
+"""Tables of text, as plain text for a terminal and as HTML for a notebook, and long lists cut short."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # caption, header, rows
+
+# Lines and space, but no colours: those are the page's, light or dark. What is too wide for a phone scrolls in its own box.
+_STYLE = """
+.explr-report :is(p, li) {overflow-wrap: anywhere}
+.explr-report .explr-wide {overflow-x: auto; margin: 0.5em 0 1em}
+.explr-report table {border-collapse: collapse; width: auto; margin: 0; font-size: 0.95em}
+.explr-report caption {caption-side: top; text-align: left; font-weight: bold; padding: 0.25em 0}
+.explr-report :is(th, td) {padding: 0.2em 1em 0.2em 0; text-align: left; vertical-align: top; white-space: nowrap}
+.explr-report :is(thead th, td, tbody th) {border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.4); background: none}
+.explr-report tbody th {font-weight: normal}
+.explr-report summary {cursor: pointer}
+""".replace("\n", " ")
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
     """Return the first names in words, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Return the items in groups of equal key, each where its first member stood."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def text_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -20,7 +44,7 @@ def text_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as HTML; it takes the page's colours, so it reads on light and dark."""
+    """Return a table as HTML, for :func:`html_page`."""
     heads = "".join(f'<th scope="col">{html.escape(cell) or "note"}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -28,4 +52,24 @@ def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
         + "</tr>"
         for row in rows
     )
-    return f"<table><caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    # A box that scrolls must be within reach of the keyboard.
+    return (
+        f'<div class="explr-wide" role="region" tabindex="0" aria-label="{html.escape(caption)}"><table>'
+        f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def html_lines(tag: str, lines: Iterable[str]) -> str:
+    """Return lines of text, each as an element of HTML."""
+    return "".join(f"<{tag}>{html.escape(line)}</{tag}>" for line in lines)
+
+
+def html_folded(summary: str, content: str) -> str:
+    """Return what a reader opens only if they want it."""
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def html_page(headline: str, *parts: str) -> str:
+    """Return what a notebook shows: a headline, and parts that are HTML already, with the style of their tables."""
+    headline = f"<p><strong>{html.escape(headline)}</strong></p>"
+    return f'<div class="explr-report"><style>{_STYLE}</style>{headline}{"".join(parts)}</div>'

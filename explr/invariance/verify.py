@@ -34,7 +34,7 @@ Exponents = Sequence[tuple[int, int]]  # of every set, at the first step and the
 
 def hold_against_numbers(
     model: nn.Module,
-    inputs: Sequence[Any],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
     sets: Sequence[Sequence[str]],
     eps: Mapping[str, tuple[float, Vector]],
     left: float = 0.0,
@@ -43,7 +43,7 @@ def hold_against_numbers(
 
     Args:
         model: the network, which stays as it is.
-        inputs: what it is called with.
+        inputs: what it is called with, by position and by name.
         sets: names of parameters; each set may be scaled without the others.
         eps: module → what its attribute ``eps`` is, and the degree of what it is added to; scaled as that is.
         left: how large, relatively, what counts as an eps and is no attribute of a module is.
@@ -101,11 +101,26 @@ def hold_against_numbers(
     return worst
 
 
+def changes_at_scale(
+    model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], names: Sequence[str]
+) -> dict[float, float]:
+    """Scale these parameters together, and nothing else; return c → by how much the output changes, relatively.
+
+    In the network's own precision, with every eps as it is: what is left is what eps comes to. Returns nothing where there is
+    nothing to compare.
+    """
+    run = _Run(model, inputs, {}, None)
+    if not names or (plain := run([names], [(0, 0)])) is None or run.foreign or not any(output.any() for output in plain):
+        return {}
+    changed = {2.0**power: run([names], [(power, power)]) for power in (2, -2)}
+    return {factor: _distance(outputs, plain) for factor, outputs in changed.items() if outputs is not None}
+
+
 class _Run:
     """Two steps of a copy of a network."""
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Any], eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
+        self, model: nn.Module, inputs: Any, eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -195,7 +210,8 @@ class _Run:
             for path, (eps, degree) in self.eps.items():
                 twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
             with _Watch(self.model) as watch:
-                output = twin(*tree_map_only(Tensor, self._converted, tuple(self.inputs)))
+                args, named = tree_map_only(Tensor, self._converted, self.inputs)
+                output = twin(*args, **named)
             self.foreign |= watch.foreign
             yield from (leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 

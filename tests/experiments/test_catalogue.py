@@ -254,7 +254,34 @@ def test_check_command_prints_the_report(capsys):
     assert capsys.readouterr().out.startswith("scale-invariant")
     assert main(["check", "torchvision.models:resnet18", "--input", "2,3,64,64", "--no-verify"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("not scale-invariant") and "fc.weight" in out
+    assert out.startswith("not scale-invariant") and "fc.weight" in out and "layer1.1.relu" not in out
+    assert main(["check", "torchvision.models:resnet18", "--input", "x=2,3,64,64", "--full"]) == 0
+    assert "layer1.1.relu" in capsys.readouterr().out
+
+
+def test_check_command_gives_arguments_to_what_makes_the_network_and_to_the_network(capsys):
+    make = ["check", "torchvision.models:get_model", "--kwargs", '{"name": "resnet18", "num_classes": 10}']
+    assert main([*make, "--input", "2,3,64,64"]) == 0
+    assert capsys.readouterr().out.startswith("not scale-invariant\n99.9% of the weights")
+    arguments = ["check", "torch.nn:Bilinear", "--kwargs", '{"in1_features": 3, "in2_features": 2, "out_features": 4}']
+    assert main([*arguments, "--input", "5,3", "--input", "input2=5,2"]) == 0
+    assert "bilinear" in capsys.readouterr().out
+    arguments = ["check", "torch.nn:ConvTranspose1d", "--kwargs", '{"in_channels": 3, "out_channels": 2, "kernel_size": 2}']
+    assert main([*arguments, "--input", "5,3,8", "--forward", '{"output_size": [8]}']) == 2
+    assert "output_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "num_classes=10"])
+def test_kwargs_that_are_no_json_are_refused_with_the_reason(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "torchvision.models:resnet18", "--input", "2,3,64,64", "--kwargs", text])
+    assert text in capsys.readouterr().err
+
+
+def test_check_command_takes_it_that_its_reader_has_seen_enough():
+    command = f"{sys.executable} -m explr check torchvision.models:resnet18 --full --input 2,3,64,64 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("not scale-invariant\n", "")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +290,9 @@ def test_check_command_prints_the_report(capsys):
         (["check", "nowhere:net", "--input", "1"], "nowhere:net"),
         (["check", "torchvision.models:resnet999", "--input", "1"], "resnet999"),
         (["check", "builtins:dict", "--input", "1"], "makes a dict"),
+        (["check", "torchvision.models:get_model", "--input", "1"], "its arguments as --kwargs JSON"),
+        (["check", "torchvision.models:resnet18", "--kwargs", '{"no": 1}', "--input", "1"], 'no network with {"no": 1}'),
+        (["check", "torchvision.models:resnet18", "--input", "x=1,a"], "--input 1,a is not"),
         (["check", "explr.models:preresnet32", "--input", "2,three"], "--input 2,three"),
         (["check", "explr.models:preresnet32", "--input", "2:int99"], "--input 2:int99"),
         (["check", "explr.models:preresnet32", "--input", "2,5"], "5"),
