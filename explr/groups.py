@@ -127,13 +127,29 @@ def split(group: Group, chosen: set[int]) -> Group | None:
 
     A group that has none of the chosen keeps all, and is marked as one that does not convert, as the new group is.
     """
-    kept = [p for p in group["params"] if id(p) in chosen or not trains(p)]
-    others = [p for p in group["params"] if id(p) not in chosen and trains(p)]
-    if not any(map(trains, kept)):
+    stays = [id(p) in chosen or not trains(p) for p in group["params"]]
+    if not any(stay and trains(p) for stay, p in zip(stays, group["params"], strict=True)):
         group["scale_invariant"] = False
         return None
-    group["params"] = kept
-    return copy_of(group, params=others, scale_invariant=False) if others else None
+    if all(stays):
+        return None
+    others = copy_of(group, scale_invariant=False)
+    if "name" in group:
+        others["name"] = f"{group['name']}, not converted"
+    for key in {"params", "param_names"} & group.keys():
+        group[key], others[key] = (
+            [value for value, stay in zip(group[key], stays, strict=True) if stay is kept] for kept in (True, False)
+        )
+    return others
+
+
+def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Family) -> bool:
+    """Tell whether the optimizer still has what it keeps of earlier gradients, by a look at one parameter."""
+    parameter = next(filter(trains, group["params"]), None)
+    state = {} if parameter is None else optimizer.state.get(parameter, {})
+    return (
+        "exp_avg" in state if isinstance(family, AdamW) else not group["momentum"] or state.get("momentum_buffer") is not None
+    )
 
 
 def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family: Family) -> Memory:

@@ -23,6 +23,7 @@ from explr.checks import FloatArray, alike
 from explr.errors import ExplrError
 from explr.groups import (
     Group,
+    buffers_are_there,
     check_group,
     check_ranges,
     converts,
@@ -40,6 +41,7 @@ from explr.recursions import Family, no_twin
 from explr.symmetry import Norms, exact_exp, scale_weights
 
 MARK = "explr_update"  # in a group: the update for which ExpLR has set it
+_GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weakref.WeakKeyDictionary()
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
     *("rounding", "log_lr", "exponents", "rates", "in_use", "updates", "dry", "calls", "prepared", "written"),
@@ -57,7 +59,8 @@ class ExpLR(LRScheduler):
     Call :meth:`step` exactly where the wrapped scheduler's own was called, after every update or once an epoch: it moves the
     wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
     accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
-    the parameters of a group have gradients all or none: those without torch would neither move nor decay.
+    the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has all
+    parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: any one alone is of another run.
 
     =============================  ===================================================================================
     loop                           what to write instead
@@ -136,6 +139,10 @@ class ExpLR(LRScheduler):
         example_inputs: Sequence[Any] | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+            raise ExplrError(
+                f"optimizer={type(optimizer).__name__} must be a torch.optim.Optimizer itself, before it is wrapped."
+            )
         _check_optimizer(optimizer)
         _check_wrapped(scheduler, optimizer)
         if renormalize and model is None:
@@ -151,6 +158,8 @@ class ExpLR(LRScheduler):
         before = [(group, dict(group)) for group in optimizer.param_groups]
         try:
             self._build()
+            if self.norms is None:
+                _warn_of_trust(optimizer.param_groups, self.converted)
         except Exception:
             optimizer.param_groups[len(before) :] = []
             for group, items in before:
@@ -159,9 +168,7 @@ class ExpLR(LRScheduler):
             raise
         self._watch()
         super().__init__(optimizer)
-        if self.norms is None:
-            _warn_of_trust(optimizer.param_groups, self.converted)
-        elif self.summary:
+        if self.summary:
             logging.getLogger("explr").warning(self.summary)
 
     def _build(self) -> None:
@@ -185,6 +192,8 @@ class ExpLR(LRScheduler):
         self.exponents = [0] * len(groups)
         self.updates = 0  # steps that the optimizer has taken, from which log_scale comes
         self.dry = False  # whether none of them had a gradient
+        self._had_gradients: list[list[bool]] = []  # before the update
+        self._broken = ""  # why no update can be right any more
         self.calls = 0  # of step(), since the wrapped scheduler moved
         self._updates_since_call = 0
         self.prepared = False  # whether the optimizer has what belongs to the coming update
@@ -208,14 +217,16 @@ class ExpLR(LRScheduler):
         for index, group in enumerate(groups):
             if "scale_invariant" not in group and float(group["weight_decay"]) > 0.0:
                 settings = read(group, family_of(self.optimizer, group).reads)
-                alike.setdefault(tuple(settings.values()), []).append(index)
+                base = float(group.get("initial_lr", settings["lr"]))  # a warm-up may begin at 0 for all
+                alike.setdefault((base, *settings.values()), []).append(index)
         members = {
             settings: [p for i in indices for p in groups[i]["params"] if trains(p)] for settings, indices in alike.items()
         }
         decayed = [p for part in members.values() for p in part]
         names = [name for part in members.values() for name in norms.report.largest_part(part)]
         if decayed and not names and not any(group.get("scale_invariant") for group in groups):
-            norms.choose([decayed])  # which says why not
+            norms.report.norm_degrees(norms.report.largest_part(decayed, statistics=False))  # which say why not
+            norms.choose([decayed])
             raise ExplrError(_JOINT)
         chosen = {id(norms.parameters[name]) for name in names}
         for index in [index for indices in alike.values() for index in indices]:
@@ -320,6 +331,7 @@ class ExpLR(LRScheduler):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)  # what an update changes it replaces, and never alters in place
         other.norms = None
+        other.dry = True  # nothing moves but the schedule
         other.optimizer = copy.copy(self.optimizer)  # without hooks
         other.optimizer.param_groups = [copy_of(group) for group in self.optimizer.param_groups]
         other._original_groups = [copy_of(group) for group in self._original_groups]
@@ -332,8 +344,12 @@ class ExpLR(LRScheduler):
                 other._prepare()
                 logs.append(other.log_lr)
                 other._commit([True] * len(self.families))
-                if moves and (update + 1) % updates_per_step == 0 and other._is_due((), {}):
-                    other._move("step", (), {})
+                if moves and (self._updates_since_call + update + 1) % updates_per_step == 0 and other._is_due((), {}):
+                    try:
+                        other._move("step", (), {})
+                    except Exception as error:  # of somebody else's scheduler, which may need more or be at its end
+                        name = type(self.scheduler).__name__
+                        raise ExplrError(f"{name} cannot be looked ahead at {steps} updates: {error}") from error
         return list(np.array(logs).T)
 
     def get_lr(self) -> list[float | torch.Tensor]:
@@ -392,11 +408,14 @@ class ExpLR(LRScheduler):
         self._load_wrapped(wrapped)
         self.__dict__.update(copy.deepcopy({**state, "in_use": in_use}))
         self._lacks_state = False
+        self._broken = ""
+        self._updates_since_call = 0
         for origin, settings in zip(self._origins, self.believed, strict=True):
             write(self._original_groups[origin], settings)
         if self.norms is not None:
             self.norms.choose(self.scaled_parameters())
             self.norms.eps.update(eps or {})
+            _GROWN_BY[self.norms.model] = weakref.ref(self)
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         self._write()
         self._write_rates()
@@ -429,10 +448,12 @@ class ExpLR(LRScheduler):
                     stacklevel=3,
                 )
             return False
-        if (args or kwargs) and (self.scheduler is None or isinstance(self.scheduler, LRScheduler)):
+        if (args or kwargs) and self.scheduler is None:
             shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
-            raise ExplrError(f"step({shown}): only a wrapped ReduceLROnPlateau takes a metric; call step().")
-        if self.steps_per_epoch is None:
+            raise ExplrError(
+                f"step({shown}): there is no wrapped scheduler, such as ReduceLROnPlateau, to take it; call step()."
+            )
+        if self.steps_per_epoch is None or args or kwargs:
             return self.scheduler is not None
         if self._updates_since_call > 1:
             raise ExplrError(
@@ -451,6 +472,11 @@ class ExpLR(LRScheduler):
             getattr(self.scheduler, method)(*args, **kwargs)
         finally:
             self.optimizer.param_groups = groups
+        if len(self._original_groups) != max(self._origins) + 1:
+            raise ExplrError(
+                f"{type(self.scheduler).__name__} has added a parameter group: add every group before building ExpLR."
+            )
+        self._check_untouched()  # by a scheduler that keeps hold of the groups themselves
 
     def _read_believed(self) -> list[dict[str, float]]:
         originals = [self._original_groups[origin] for origin in self._origins]
@@ -533,7 +559,8 @@ class ExpLR(LRScheduler):
             self.exponents = [round(scale / math.log(2)) for scale in self.log_scale]
         self.updates += 1
         self.prepared = False
-        self._scale_model(scales, exponents)
+        if not self.dry:
+            self._scale_model(scales, exponents)
 
     def _write(self) -> None:
         for group, settings, converted in zip(self.optimizer.param_groups, self.in_use, self.converted, strict=True):
@@ -542,7 +569,8 @@ class ExpLR(LRScheduler):
     def _write_rates(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             write(group, {"lr": rate})
-        self._last_lr = list(self.rates)
+        pairs = zip(self.optimizer.param_groups, self.rates, strict=True)
+        self._last_lr = [_rounded(rate, group["lr"]) for group, rate in pairs]
 
     def scaled_parameters(self) -> list[list[torch.Tensor]]:
         """Return the parameters that are scaled, by group."""
@@ -559,6 +587,14 @@ class ExpLR(LRScheduler):
     def _check_untouched(self) -> None:
         """Refuse to go on when somebody has changed what this scheduler sets."""
         groups = self.optimizer.param_groups
+        if self._broken:
+            raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
+        if self.norms is not None and (owner := _GROWN_BY.get(self.norms.model)) is not None and owner() is not self:
+            raise ExplrError(
+                "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that "
+                "one; for a new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have all "
+                "parameters of a model."
+            )
         if self._lacks_state:
             raise ExplrError(
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
@@ -584,6 +620,13 @@ class ExpLR(LRScheduler):
                     f"the optimizer was loaded with the state of update {group.get(MARK)}, ExpLR is at {self.written}: "
                     "load ExpLR's state too, scheduler.load_state_dict(...)."
                 )
+            family = family_of(self.optimizer, group)
+            begun = self.converted[index] and not self.dry and tuple(self.memory[index]) != family.start()
+            if begun and not buffers_are_there(self.optimizer, group, family):
+                raise ExplrError(
+                    f"what the optimizer keeps of the gradients of parameter group {index} is gone, and ExpLR counts on the "
+                    "decay that it carries: load the optimizer's state with ExpLR's, and do not clear it."
+                )
             expected = {"learning rate": float(lr), **set_to}
             for name, value in {"learning rate": float(group["lr"]), **found}.items():
                 if value != expected[name]:
@@ -597,6 +640,7 @@ class ExpLR(LRScheduler):
         """Let the model follow from the log scales and exponents before the last update to those after it."""
         if self.norms is None:
             return
+        _GROWN_BY[self.norms.model] = weakref.ref(self)
         self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
         factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
         if any(factor != 1.0 for factor in factors):
@@ -618,33 +662,56 @@ class ExpLR(LRScheduler):
             raise ExplrError("a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less.")
         if not any(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in self.optimizer.param_groups):
             self._check_untouched()  # else to look would make the host wait; step() looks then
+        self._had_gradients = self._have_gradients()
+        self._check_even(self._had_gradients)
+        if self.dry and any(map(any, self._had_gradients)):
+            self._start_again()
         if not self.prepared:
             self._prepare()
             self._write_rates()
 
+    def _start_again(self) -> None:
+        """Forget updates without any gradient, in which nothing has moved but the schedule."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            if self.converted[index]:
+                self.memory[index] = list(memory_of(self.optimizer, index, group, family_of(self.optimizer, group)))
+        self.log_scale, self.rounding = ([0.0] * len(self.families) for _ in range(2))
+        self.exponents = [0] * len(self.families)
+        self.updates, self.dry, self.prepared = 0, False, False
+
     def _after_update(self) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)  # a GradScaler gives it to a fused optimizer, which then skips
         if found_inf is None or not float(found_inf):
-            self._commit(self._moved())
+            try:
+                moved = self._moved()
+            except ExplrError as error:
+                self._broken = str(error)
+                raise
+            self._commit(moved)
         self._updates_since_call += 1
+
+    def _have_gradients(self) -> list[list[bool]]:
+        return [[p.grad is not None for p in group["params"]] for group in self.optimizer.param_groups]
+
+    def _check_even(self, have: list[list[bool]]) -> None:
+        """Refuse gradients for a part of a group."""
+        for index, (found, expected) in enumerate(zip(have, self._train, strict=True)):
+            if self.converted[index] and any(found) and found != expected:
+                raise ExplrError(self._uneven(index, found, expected))
 
     def _moved(self) -> list[bool]:
         """Return which groups the optimizer has moved: those with gradients, or all in a loop that has none at all."""
-        groups = self.optimizer.param_groups
-        have = [[p.grad is not None for p in group["params"]] for group in groups]
-        moved = list(map(any, have))
+        have = self._have_gradients()  # a closure makes them within the update, a hook may take them away
+        self._check_even(have)
+        moved = [any(before) or any(after) for before, after in zip(self._had_gradients, have, strict=True)]
         if not any(moved):
-            self.dry = self.dry or not self.updates
-            return [self.dry] * len(groups)
+            self.dry = self.dry or not (self.updates or self.optimizer.state)
+            return [self.dry] * len(moved)
         if self.dry:
             raise ExplrError(
-                f"the {self.updates} updates before this one had no gradient at all, as in a loop that only looks at rates "
-                "(ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and ExpLR anew, and skip "
-                "optimizer.step() where you skip backward()."
+                f"the {self.updates} updates before this one, which has a closure, had no gradient at all, as in a loop "
+                "that only looks at rates (ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and ExpLR anew."
             )
-        for index, (found, expected) in enumerate(zip(have, self._train, strict=True)):
-            if self.converted[index] and moved[index] and found != expected:
-                raise ExplrError(self._uneven(index, found, expected))
         return moved
 
     def _uneven(self, index: int, found: list[bool], expected: list[bool]) -> str:
@@ -686,9 +753,14 @@ def has_explr(optimizer: torch.optim.Optimizer) -> bool:
 
 
 _JOINT = (
-    "the parameter groups have different lr, weight_decay or momentum, but the model is scale-invariant only when they are "
-    "scaled together: give all groups with weight decay the same, or put them into one group."
+    "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
+    "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
 )
+
+
+def _rounded(rate: float, kept: float | torch.Tensor) -> float:
+    """Return a rate as the optimizer keeps it."""
+    return float(torch.tensor(rate, dtype=kept.dtype)) if isinstance(kept, torch.Tensor) else rate
 
 
 def _has_numbers(mapping: Any) -> bool:

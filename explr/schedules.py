@@ -117,6 +117,8 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     array([0.1 , 0.1 , 0.01])
     """
     _check_steps(steps=steps)
+    if any("explr_update" in group for group in scheduler.optimizer.param_groups):
+        raise ExplrError("the scheduler's optimizer is under an ExpLR, whose rates it now has: use ExpLR.preview(steps).")
     optimizer = copy.copy(scheduler.optimizer)  # without hooks
     optimizer.param_groups = [
         {**copy.deepcopy({**group, "params": []}), "params": group["params"]} for group in optimizer.param_groups
@@ -129,8 +131,8 @@ def future(scheduler: Any, steps: int) -> FloatArray:
             lrs[step] = float(optimizer.param_groups[0]["lr"])
             try:
                 scheduler.step()
-            except TypeError as error:
-                raise ExplrError(f"the future of {type(scheduler).__name__} depends on more than time: {error}.") from error
+            except Exception as error:  # of somebody else's scheduler: a metric is missing, or the schedule is at its end
+                raise ExplrError(f"{type(scheduler).__name__} cannot be looked ahead at {steps} steps: {error}") from error
     return lrs
 
 

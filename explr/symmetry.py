@@ -61,6 +61,7 @@ class Norms:
 
     def __init__(self, model: nn.Module, example_inputs: Sequence[Any] | None = None) -> None:
         model = unwrapped(model)
+        self.model = model
         self.parameters = dict(model.named_parameters())
         self.report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
         modules = dict(model.named_modules())
@@ -69,10 +70,12 @@ class Norms:
         self.eps = {path: float(layer.eps) for path, layer in self.layers.items()}
         fixed = [path for path, norm in self.report.norms.items() if norm.eps and path not in self.layers]
         fixed += [approximation.path or "the model" for approximation in self.report.approximations]
+        fixed += [p for p, m in self.layers.items() if "batch" in self.report.norms[p].kind and not hasattr(m, "running_mean")]
         if fixed:
             warnings.warn(
-                f"the eps of {', '.join(fixed)} is no attribute of a module and cannot follow the weights: the equivalence is "
-                "only as exact as that eps is negligible. Use a norm of torch.nn.",
+                f"the eps or the statistics of {', '.join(fixed)} are not where norms of torch.nn have them, and cannot follow "
+                "the weights: the equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of "
+                "torch.nn.",
                 stacklevel=4,
             )
 
@@ -96,11 +99,13 @@ class Norms:
                 "scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
             )
         self.joint = self.report.scaled_alike(groups)
-        self._degrees = [self.report.norm_degrees(group) for group in groups]
+        degrees = [self.report.norm_degrees(group) for group in groups]
+        self._powers = {p: [(i, float(of[p])) for i, of in enumerate(degrees) if of[p]] for p in self.layers}
 
     def of(self, model: nn.Module) -> Norms:
         """Return the same for a copy of the network."""
         other = copy.copy(self)
+        other.model = model
         modules = dict(model.named_modules())
         other.layers = {path: modules[path] for path in self.layers}
         return other
@@ -138,13 +143,10 @@ class Norms:
 
     def log_growth(self, logs: Sequence[float]) -> float:
         """Return the natural log of the largest factor by which the input of a norm grows when weights grow by exp(log)."""
-        pairs = [
-            [(float(degrees[path]), log) for degrees, log in zip(self._degrees, logs, strict=True)] for path in self.layers
-        ]
-        return max((sum(degree * log for degree, log in terms) for terms in pairs), default=0.0)
+        return max((sum(power * logs[index] for index, power in powers) for powers in self._powers.values()), default=0.0)
 
     def _factor(self, path: str, factors: Sequence[float]) -> float:
-        return math.prod(factor ** float(degrees[path]) for factor, degrees in zip(factors, self._degrees, strict=True))
+        return math.prod(factors[index] ** power for index, power in self._powers[path])
 
 
 def exact_exp(power: float, exponent: int = 0) -> float:

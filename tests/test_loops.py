@@ -322,9 +322,29 @@ def test_a_parameter_without_a_gradient_beside_others_is_an_error_that_names_it(
     optimizer = sgd(net)
     scheduler = ExpLR(optimizer, model=net)
     net.top.weight.grad = torch.ones_like(net.top.weight)
+    before = net.top.weight.detach().clone()
     with pytest.raises(ExplrError, match=r"update 0 of parameter group 0 body.weight had no gradient: .* group of its own"):
         optimizer.step()
+    assert torch.equal(net.top.weight, before)  # it comes before the update
+    with pytest.raises(ExplrError, match=r"had no gradient"):
+        optimizer.step(lambda: None)
     del scheduler
+
+
+def test_after_an_update_that_was_wrong_there_is_no_other():
+    """A closure makes its gradients within the update, so the error comes after it."""
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net)
+
+    def closure():
+        net.top.weight.grad = torch.ones_like(net.top.weight)
+
+    with pytest.raises(ExplrError, match=r"body\.weight had no gradient"):
+        optimizer.step(closure)
+    for call in (scheduler.step, lambda: update(net, optimizer, batches(1)[0])):
+        with pytest.raises(ExplrError, match="no update can be right any more"):
+            call()
 
 
 def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it():
@@ -339,16 +359,45 @@ def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it():
     del scheduler
 
 
-def test_a_loop_without_gradients_looks_at_rates_and_is_no_beginning_of_a_run():
+def test_a_loop_without_gradients_looks_at_rates():
     net = TwoParts().double()
     optimizer = sgd(net)
     scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2), model=net, renormalize=False)
+    eps = net.first.eps
     for expected in convert([0.2, 0.2, 0.02, 0.02], 1e-2, 0.9).lr:
         assert scheduler.get_last_lr()[0] == pytest.approx(expected, rel=1e-12)
         optimizer.step()
         scheduler.step()
-    with pytest.raises(ExplrError, match="the 4 updates before this one had no gradient at all"):
-        update(net, optimizer, batches(1)[0])
+    assert net.first.eps == eps  # nothing has moved
+
+
+def warming_up_the_schedule(model, optimizer, scheduler):
+    """Steps without gradients first, as some do against torch's warning about the order of calls."""
+    for _ in range(2):
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+    yield from once_an_epoch(model, optimizer, scheduler)
+
+
+def freeing_gradients_in_a_hook(model, optimizer, scheduler):
+    optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad())
+    yield from without_backward_at_times(model, optimizer, scheduler)
+
+
+@pytest.mark.parametrize("loop", [warming_up_the_schedule, freeing_gradients_in_a_hook])
+def test_updates_without_gradients_do_not_count(loop):
+    assert compare(loop) < TOLERANCE
+
+
+def test_a_closure_after_updates_without_gradients_is_an_error():
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net)
+    optimizer.step()
+    with pytest.raises(ExplrError, match="the 1 updates before this one, which has a closure, had no gradient"):
+        optimizer.step(lambda: net(batches(1)[0][0]).sum().backward())
+    del scheduler
 
 
 def test_a_preview_is_what_comes_and_touches_nothing():
@@ -618,3 +667,172 @@ def test_steps_per_epoch_is_a_number_of_steps(steps_per_epoch):
     net = network()
     with pytest.raises(ExplrError, match="steps_per_epoch="):
         ExpLR(sgd(net), model=net, steps_per_epoch=steps_per_epoch)
+
+
+class Biased(nn.Module):
+    """Convolutions with the bias that torch gives them by default, before norms that take it away."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = [(nn.Conv2d(c, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU()) for c in (3, 4)]
+        self.body, self.head = nn.Sequential(*[layer for block in blocks for layer in block]), nn.Linear(4, 10)
+
+    def forward(self, images):
+        return self.head(self.body(images).mean((2, 3)))
+
+
+def test_biases_before_norms_convert_with_their_weights_and_shifts_do_not():
+    """The running mean is a sum then, of which both parts must grow alike."""
+    assert compare(once_an_epoch, net=lambda: Biased().double()) < TOLERANCE
+    net = Biased().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net)
+    assert len(optimizer.param_groups[0]["params"]) == 4 and "4 of 10 tensors" in scheduler.summary
+
+
+def test_biases_that_do_not_decay_before_norms_are_an_error_that_says_what_to_do():
+    net = Biased()
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    groups = [{"params": decay}, {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    with pytest.raises(ExplrError, match=r"(?s)parts of degrees 0 and 1 .*bias=False"):
+        ExpLR(torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2), model=net)
+
+
+def test_a_model_has_one_explr():
+    """Each would set the eps of all norms."""
+    net = TwoParts().double()
+    one, two = (torch.optim.SGD([part], lr=0.1, weight_decay=1e-2) for part in (net.body.weight, net.top.weight))
+    schedulers = [ExpLR(optimizer, model=net) for optimizer in (one, two)]
+    net(batches(1)[0][0]).square().sum().backward()
+    one.step()
+    with pytest.raises(ExplrError, match="grown under another ExpLR"):
+        two.step()
+    plain = unscale(net, schedulers[0])
+    optimizer = sgd(plain)
+    scheduler = ExpLR(optimizer, model=plain)
+    update(plain, optimizer, batches(1)[0])
+    optimizer = sgd(net)
+    again = ExpLR(optimizer, model=net)
+    with pytest.raises(ExplrError, match=r"train explr.unscale\(model, scheduler\)"):
+        update(net, optimizer, batches(1)[0])
+    del again, scheduler
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_buffers_that_are_gone_are_missed(make):
+    net = TwoParts().double()
+    optimizer = make(net)
+    scheduler = ExpLR(optimizer, model=net)
+    for batch in batches(3):
+        update(net, optimizer, batch)
+    optimizer.state.clear()
+    with pytest.raises(ExplrError, match="keeps of the gradients of parameter group 0 is gone"):
+        update(net, optimizer, batches(1)[0])
+    del scheduler
+
+
+class Holding(lr_scheduler.StepLR):
+    """A scheduler that keeps hold of the groups."""
+
+    def __init__(self, optimizer):
+        self.groups = list(optimizer.param_groups)
+        super().__init__(optimizer, 3)
+
+    def step(self, epoch=None):
+        super().step()
+        for group in self.groups:
+            group["lr"] = 0.01
+
+
+class Adding(lr_scheduler.StepLR):
+    """A scheduler that adds a group."""
+
+    def step(self, epoch=None):
+        super().step()
+        if self.last_epoch:
+            self.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+@pytest.mark.parametrize(
+    "make, part", [(Holding, "is 0.01, not 0.010001"), (lambda optimizer: Adding(optimizer, 3), "has added")]
+)
+def test_schedulers_that_reach_around_are_found_out(make, part):
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, make(optimizer), model=net)
+    update(net, optimizer, batches(1)[0])
+    with pytest.raises(ExplrError, match=part):
+        scheduler.step()
+
+
+def fractions_of_an_epoch(model, optimizer, scheduler):
+    for index, batch in enumerate(batches()):
+        yield update(model, optimizer, batch)
+        scheduler.step(index / BATCHES)
+
+
+def test_warm_restarts_take_fractions_of_an_epoch():
+    outs = []
+    for converted in (False, True):
+        net = network()
+        optimizer = sgd(net)
+        scheduler = lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 2)
+        outs.append(
+            list(fractions_of_an_epoch(net, optimizer, ExpLR(optimizer, scheduler, model=net) if converted else scheduler))
+        )
+    assert max(map(deviation, *outs)) < TOLERANCE
+
+
+def test_a_float32_tensor_rate_is_what_explr_set_it_to():
+    def make(net):
+        return sgd(net, lr=torch.tensor(0.1))
+
+    assert compare(once_an_epoch, make) < 1e-5  # the rate itself is rounded
+
+
+def test_groups_whose_warm_up_begins_at_0_are_not_alike():
+    def make(model):
+        groups = [{"params": [model.body.weight]}, {"params": [model.top.weight], "lr": 0.05}]
+        return torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-2)
+
+    SCHEDULES["from 0"] = lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1.0))
+    assert compare(once_an_epoch, make, "from 0", net=lambda: TwoParts().double()) < TOLERANCE
+
+
+def test_a_warning_that_is_made_an_error_leaves_the_optimizer_as_it_was():
+    net = network()
+    optimizer = sgd(net)
+    before = {**optimizer.param_groups[0]}
+    with warnings.catch_warnings(), pytest.raises(UserWarning):
+        warnings.simplefilter("error")
+        ExpLR(optimizer)
+    assert optimizer.param_groups[0] == before and not optimizer._optimizer_step_pre_hooks
+
+
+def test_the_names_of_parameters_are_split_with_them():
+    net = network()
+    groups = [{"params": list(net.named_parameters()), "name": "all"}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
+    ExpLR(optimizer, model=net)
+    names = {id(p): name for name, p in net.named_parameters()}
+    for group in optimizer.param_groups:
+        assert group["param_names"] == [names[id(p)] for p in group["params"]]
+    assert [group["name"] for group in optimizer.param_groups] == ["all", "all, not converted"]
+
+
+def test_what_cannot_be_looked_ahead_says_so():
+    net = TwoParts().double()
+    optimizer = sgd(net)
+    cycle = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
+    with pytest.raises(ExplrError, match="OneCycleLR cannot be looked ahead at 9 steps"):
+        schedules.future(cycle, 9)
+    scheduler = ExpLR(optimizer, cycle, model=net)
+    with pytest.raises(ExplrError, match="OneCycleLR cannot be looked ahead at 9 updates"):
+        scheduler.preview(9)
+    with pytest.raises(ExplrError, match=r"use ExpLR\.preview"):
+        schedules.future(cycle, 3)
+    with pytest.raises(ExplrError, match=r"use ExpLR\.preview"):
+        schedules.future(scheduler, 3)
+    with pytest.raises(ExplrError, match=r"must be a torch.optim.Optimizer itself"):
+        ExpLR(net.parameters())

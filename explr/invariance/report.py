@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from explr.errors import ExplrError
-from explr.invariance.degrees import Vector, total_degree
+from explr.invariance.degrees import Vector, combine, total_degree
 from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
 from explr.invariance.folding import SCREENFUL, Folded, fold
 from explr.invariance.subsets import components, largest_invariant_set
@@ -121,10 +121,17 @@ class InvarianceReport:
         names = self._names(parameters)
         return all(total_degree(condition, names) == 0 for condition in self._conditions)
 
-    def largest_part(self, parameters: Iterable[str | Tensor]) -> list[str]:
-        """Return the largest set among these parameters that leaves the output as it is when scaled together, by name."""
+    def largest_part(self, parameters: Iterable[str | Tensor], *, statistics: bool = True) -> list[str]:
+        """Return the largest set among these parameters that leaves the output as it is when scaled together, by name.
+
+        Args:
+            parameters: those to choose from.
+            statistics: whether the running statistics of all norms must be able to follow, for which the input of a norm has to
+                have one degree. It has two where a bias before the norm grows by another power than the weights.
+        """
         sizes = {name: self._parameters[name].numel() for name in self._names(parameters)}
-        chosen = largest_invariant_set(sizes, self._conditions)
+        one_degree = [combine(v, vectors[0], Fraction(-1)) or {} for vectors in self._norm_inputs.values() for v in vectors[1:]]
+        chosen = largest_invariant_set(sizes, [*self._conditions, *(one_degree if statistics else [])])
         return [name for name in self._parameters if name in chosen]
 
     def scaled_alike(self, groups: Sequence[Iterable[str | Tensor]]) -> list[set[int]]:
@@ -149,8 +156,9 @@ class InvarianceReport:
             found = {total_degree(vector, names) for vector in vectors}
             if len(found) > 1:
                 raise ExplrError(
-                    f"the inputs of {path} have degrees {' and '.join(map(str, sorted(found)))} when {len(names)} parameters "
-                    "scale: no one rescaling of its eps and running statistics fits. Give each input its own norm."
+                    f"the input of {path} has parts of degrees {' and '.join(map(str, sorted(found)))} when {len(names)} "
+                    "parameters scale: no one rescaling of its eps and running statistics fits. Leave out biases before norms "
+                    "(bias=False: the norm takes them away), or let them decay as the weights do; give each input its own norm."
                 )
             degrees[path] = found.pop()
         return degrees
