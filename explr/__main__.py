@@ -46,7 +46,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    about = "print the exponential learning rate that stands for a weight decay"
+    about = "print the exponential learning rate that is equivalent to a weight decay"
     sub = commands.add_parser(
         "convert",
         help=about,

@@ -353,7 +353,7 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
 
 
 def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
-    r"""Return the weight decay λ that a constant growth of the learning rate stands for: the inverse of :func:`growth_rate`.
+    r"""Return the weight decay λ that is equivalent to a constant growth of the learning rate: inverts :func:`growth_rate`.
 
     Args:
         growth: factor per step, ≥ 1, by which the learning rate grows (1 + a in the source's notation).
@@ -361,7 +361,7 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
         momentum: heavy-ball factor γ, 0 ≤ γ < 1.
 
     Raises:
-        ExplrError: for values outside these ranges, or if ``growth`` exceeds 1/γ, the most that weight decay can stand for.
+        ExplrError: for values outside these ranges, or if ``growth`` exceeds 1/γ, the most that any weight decay gives.
 
     >>> round(weight_decay_for(growth_rate(0.1, 5e-4, 0.9), lr=0.1, momentum=0.9), 12)
     0.0005
@@ -374,7 +374,7 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
     share = -math.expm1(-0.5 * math.log1p(growth - 1.0))
     if growth * momentum > 1.0:
         raise ExplrError(
-            f"no weight decay stands for growth={growth} per step at momentum={momentum}: the most is "
+            f"no weight decay is equivalent to growth={growth} per step at momentum={momentum}: the most is "
             f"1/momentum = {1.0 / momentum:.6g}. Is this growth per epoch? Take growth ** (1 / steps_per_epoch)."
         )
     return share * (1.0 - momentum - share) / (1.0 - share) / lr
@@ -429,7 +429,7 @@ def _steady_share(lr: float, weight_decay: float, momentum: float, *, nesterov: 
     if decay > bound or decay >= 1.0:
         formula = "((1 - momentum) / (1 + momentum))**2" if nesterov else "(1 - sqrt(momentum))**2"
         raise ExplrError(
-            f"no exponential schedule stands for lr={lr}, weight_decay={weight_decay}, momentum={momentum}"
+            f"no exponential schedule is equivalent to lr={lr}, weight_decay={weight_decay}, momentum={momentum}"
             f"{', nesterov=True' if nesterov else ''}: lr * weight_decay = {decay:.6g} exceeds {formula} = {bound:.6g}. "
             f"Lower lr or weight_decay{_smaller_momentum(decay, nesterov)}."
         )

@@ -210,7 +210,7 @@ class AdamW:
 def no_twin(family: Family, share: float, settings: tuple[float, ...], step: int) -> ExplrError:
     """Return the error for a step whose share is not below 1; it names the step and the bound."""
     return ExplrError(
-        f"no exponential schedule stands for step {step}: {family.refusal(share, *settings)} Lower lr or weight_decay."
+        f"no exponential schedule is equivalent to step {step}: {family.refusal(share, *settings)} Lower lr or weight_decay."
     )
 
 

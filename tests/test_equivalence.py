@@ -122,7 +122,7 @@ def test_weight_decay_for_inverts_growth_rate(lr, share, momentum):
     weight_decay = share * bound(momentum) / lr
     growth = growth_rate(lr, weight_decay, momentum)
     assume(growth < 1e6)
-    # One rounding of the growth is a relative error of 1e-16 / (growth - 1) in what it stands for, and near the bound, where
+    # One rounding of the growth is a relative error of 1e-16 / (growth - 1) in the equivalent decay, and near the bound, where
     # the two roots meet, an infinitely steep function is inverted the flat way round.
     assert weight_decay_for(growth, lr, momentum) == pytest.approx(weight_decay, rel=1e-15 + 1e-15 / (growth - 1))
 

@@ -362,7 +362,7 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
 
 
 def decay_and_growth(decays: Rates, growths: Rates, *, bound: float, momentum: float) -> Figure:
-    """Draw the growth of the learning rate against the weight decay that it stands for, and the region where nothing does.
+    """Draw the growth of the learning rate against the equivalent weight decay, and the region where there is none.
 
     The axes are the same for every momentum, so that figures may be frames of a player.
 

@@ -119,7 +119,7 @@ class Arm:
         if len(bad):
             raise DivergedError(
                 f"the loss of step {epoch * self.steps_per_epoch + int(bad[0])} is {float(losses[bad[0]])}: the run has "
-                "diverged. Lower the learning rate, or the growth that the weight decay stands for."
+                "diverged. Lower the learning rate, or the growth that weight decay is equivalent to."
             )
         norms = self._weight_norms(epoch)  # before the test loss, which would only say that something is wrong
         sizes = torch.full((self.steps_per_epoch,), self.config.batch_size, dtype=torch.float64)
