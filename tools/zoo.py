@@ -233,7 +233,7 @@ def page(stored: dict[str, Any]) -> str:
         "# What converts, in the networks people use",
         "",
         "How much of a network that was not built for the theorem can be trained without weight decay, by the exponential",
-        "learning rate that stands for it? `explr.scale_invariance` was asked about networks as their libraries build them,",
+        "learning rate that is equivalent? `explr.scale_invariance` was asked about networks as their libraries build them,",
         "with random weights. *Converts* is the share of the trainable numbers that can be scaled together without a change",
         "in the output: the first of `report.parameter_groups(...)`. The *others* are tensors: freeze them, and the network",
         "is scale-invariant.",
