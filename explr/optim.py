@@ -82,8 +82,8 @@ class ExpLR(LRScheduler):
             ``optimizer.step()`` would freeze what changes at every step, and is refused.
         scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
             hyper-parameters and groups, and may move any of them. Without one they are constant.
-        model: the network, in training mode. :func:`explr.scale_invariance` finds the weights in which it is scale-invariant;
-            the others are moved to parameter groups of their own, which keep their weight decay and the schedule's rate, and a
+        model: the network, in training mode. :func:`explr.invariance.analysis.scale_invariance` finds the weights in which it
+            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
             line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
             weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
             on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
@@ -91,7 +91,7 @@ class ExpLR(LRScheduler):
             leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-        example_inputs: what the model is called with; see :func:`explr.rescale`.
+        example_inputs: what the model is called with; see :func:`explr.scaling.rescale`.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
             it at every so many calls.
 

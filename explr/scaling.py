@@ -78,7 +78,7 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
 
 
 def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
-    """Return a copy of a network under :class:`explr.ExpLR` as the run with weight decay would have it.
+    """Return a copy of a network under :class:`explr.optim.ExpLR` as the run with weight decay would have it.
 
     Weights, running statistics and eps are those of the network under weight decay, up to rounding. So the copy can be
     exported, evaluated elsewhere, fine-tuned with any optimizer, and averaged (EMA, SWA, checkpoint averaging), which growing

@@ -25,7 +25,7 @@ class InvarianceReport:
         invariant: whether the output is the same at every scale of the trainable parameters, up to eps.
         degree: the degree of the output, or None where the network is not homogeneous.
         obstructions: every operation at which the proof fails; empty for an invariant network.
-        norms: module path → :class:`NormReport`.
+        norms: module path → :class:`~explr.invariance.findings.NormReport`.
         approximations: constants taken for the eps of hand-written norms.
         changes: c → measured relative change of the output when all that converts is multiplied by c, at c = 4 and 1/4: what
             depth makes of the eps of all norms, and of rounding. Empty without an eps, where nothing converts, and where the
@@ -69,7 +69,7 @@ class InvarianceReport:
 
     @property
     def share(self) -> float:
-        """The share of the trainable numbers that convert as they are: all but those of :attr:`rest`."""
+        """The share of the trainable numbers that convert as they are, which is all but those of :attr:`rest`."""
         sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
         return 1.0 - sum(sizes[name] for name in self.rest) / sum(sizes.values())
 
