@@ -291,8 +291,8 @@ def _read_folders(folder: Path) -> Dataset:
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
         pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
-        with atomic_write(cache) as temporary:
-            np.save(temporary, pixels)
+        with atomic_write(cache) as file:
+            np.save(file, pixels)
     images = torch.from_numpy(pixels)
     labels = torch.tensor([label for _, label in everything])
     train = len(files["train"])
