@@ -187,7 +187,10 @@ class Run:
                 raise ExplrError(f"it has another format than this version of explr reads ({_FORMAT})")
             if "sha256" in record and record.pop("sha256") != _digest({"format": _FORMAT, **record}):
                 raise ValueError("its numbers do not give its field sha256")
-            run = cls(config=RunConfig(**record.pop("config")), **record)
+            config = record.pop("config")
+            if not isinstance(config, dict):
+                raise ValueError(f"config is a {type(config).__name__}")
+            run = cls(config=RunConfig(**config), **record)
             run._check()
             return run
         except (OSError, KeyError, TypeError, AttributeError, ValueError, ExplrError) as error:
@@ -207,9 +210,8 @@ class Run:
                 raise ValueError(f"history.{name} leaves its range")
         if not self.weight_norms or not all(value >= 0.0 for norms in self.weight_norms.values() for value in norms):
             raise ValueError("weight_norms is empty, or a norm is negative")
-        if not isinstance(self.provenance, dict) or not all(
-            isinstance(self.provenance[key], str) for key in ("data", "device")
-        ):
+        origin = self.provenance
+        if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in ("data", "device")):
             raise ValueError("provenance does not name data and device")
 
 
