@@ -96,6 +96,9 @@ def train_together(
     arms: list[Arm] = []
     with _orderly_end(arms, device, len(configs)):
         data = (data or cifar10()).to(device)
+        if int(data.test_labels.max()) > int(data.train_labels.max()):
+            classes = f"{int(data.train_labels.max()) + 1} classes, its test images {int(data.test_labels.max()) + 1}"
+            raise ExplrError(f"the training images of {data.name} have {classes}: a network knows only those it is trained on.")
         arms += _make_arms(configs, data, compiled)
         return _train(arms, [Path(path) for path in checkpoints or []])
 
