@@ -99,8 +99,8 @@ def main() -> int:
         print(f"reencoding: {error}", file=sys.stderr)
         return 2
     path = options.results / "re-encoding.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
     test = record["true_less_encoded"]
     print(f"re-encoded {100 * record['accuracy_encoded']:.1f} %, true {100 * record['accuracy_true']:.1f} %;", end=" ")
     print(f"difference, 90 %: {100 * test['low']:+.2f} to {100 * test['high']:+.2f} points; written to {path}")

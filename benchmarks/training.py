@@ -268,8 +268,8 @@ def main() -> None:
         "provenance": origin,
     }
     path = options.results / f"training-{device.type}.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_write(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
     print(f"written to {path}")
 
 

@@ -174,9 +174,15 @@ class Arm:
         return kept
 
     def load_buffers(self, kept: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what :meth:`buffers` gave; buffers that a graph knows stay where they are."""
+        """Take over what :meth:`buffers` gave; buffers that a graph knows stay where they are.
+
+        Raises:
+            ValueError: if a buffer is not of its tensor's shape.
+        """
         for kind, buffers in kept.items():
             for name, buffer in buffers.items():
+                if buffer.shape not in ((), self.trainable[name].shape):  # AdamW counts its steps in a number
+                    raise ValueError(f"{kind} of {name} has the shape {tuple(buffer.shape)}")
                 own = self.optimizer.state[self.trainable[name]]
                 if own.get(kind) is not None:
                     own[kind].copy_(buffer)

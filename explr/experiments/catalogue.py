@@ -270,7 +270,9 @@ def run_experiment(
         if path.exists():  # it may have been finished between the two looks
             if lock:
                 release(lock)
-            yield arm, seed, _load_same(path, config, data)
+            run = _load_same(path, config, data)
+            _clear(path)
+            yield arm, seed, run
         elif lock is None:
             print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
         else:
@@ -315,6 +317,14 @@ def _make(waiting: list[_Waiting], data: Dataset, device: torch.device, diverged
     finally:
         for one in waiting:
             release(one.lock)
+
+
+def _clear(path: Path) -> None:
+    """Delete what a process has left beside a record that was killed just after it had written it."""
+    left = [path.with_suffix(suffix) for suffix in (".checkpoint", ".lock")]
+    if any(file.exists() for file in left) and (lock := try_lock(path.with_suffix(".lock"))):
+        left[0].unlink(missing_ok=True)
+        release(lock)
 
 
 def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:

@@ -53,6 +53,29 @@ class Dataset:
     test_labels: Tensor
     name: str
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained on.
+
+        Raises:
+            ExplrError: naming the part that is of the wrong type or shape.
+        """
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+                raise ExplrError(
+                    f"{split}_images of {self.name}: {images.dtype} {tuple(images.shape)} is not uint8 (N, 3, H, W)."
+                )
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels) or int(labels.min()) < 0:
+                raise ExplrError(
+                    f"{split}_labels of {self.name}: {labels.dtype} {tuple(labels.shape)} is not int64 ({len(images)},), one "
+                    "class from 0 for each of at least one image."
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ExplrError(
+                f"the training images of {self.name} have the shape {tuple(self.train_images.shape[1:])}, its test images "
+                f"{tuple(self.test_images.shape[1:])}."
+            )
+
     def to(self, device: str | torch.device) -> Dataset:
         """Return the same data on another device; itself, with all that it has computed, if it is there already."""
         if self.train_labels.to(device) is self.train_labels:
@@ -183,8 +206,13 @@ def cifar10(root: str | Path | None = None, *, device: str | torch.device = "cpu
         ExplrError: if there is no data set and none can be fetched, or if one of its files is damaged (the message names it).
     """
     folder = Path(root or os.environ.get("EXPLR_DATA") or platformdirs.user_cache_path("explr") / "cifar10").expanduser()
-    read = _read_folders if (folder / "train").is_dir() else lambda folder: _read_torchvision(folder, download)
-    return read(folder).to(device)
+    if folder.exists() and not folder.is_dir():
+        raise ExplrError(f"{folder} is a file: name the folder that holds the data set, unpacked.")
+    if (folder / "data_batch_1").exists():
+        raise ExplrError(f"{folder} is the inside of CIFAR-10: name the folder that holds it, {folder.resolve().parent}.")
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return _read_folders(folder).to(device)
+    return _read_torchvision(folder, download).to(device)
 
 
 def synthetic(train: int = 5000, test: int = 1000, *, seed: int = 0, device: str | torch.device = "cpu") -> Dataset:
@@ -256,7 +284,7 @@ def _read_torchvision(folder: Path, download: bool) -> Dataset:
 
     batches = folder / CIFAR10.base_folder
     if batches.is_dir():
-        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
             if not check_integrity(batches / name, md5):
                 raise ExplrError(f"{batches / name} is missing or damaged: delete the folder {batches} to download it again.")
     try:
@@ -276,6 +304,9 @@ def _read_folders(folder: Path) -> Dataset:
     """Decode the images once, and keep the pixels in the user's cache: 60,000 small files take long to open."""
     files: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
     for split, found in files.items():
+        folders = [path.name for path in (folder / split).glob("[!.]*") if path.is_dir()]
+        if other := sorted({*folders} - {*CLASSES}):
+            raise ExplrError(f"{folder / split} has {len(other)} folders that are no class of CIFAR-10, {other[0]} the first.")
         for label, name in enumerate(CLASSES):
             here = folder / split / name
             paths = sorted(p for p in here.iterdir() if not p.name.startswith(".")) if here.is_dir() else []
@@ -291,8 +322,8 @@ def _read_folders(folder: Path) -> Dataset:
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
         pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
-        with atomic_write(cache) as temporary:
-            np.save(temporary, pixels)
+        with atomic_write(cache) as file:
+            np.save(file, pixels)
     images = torch.from_numpy(pixels)
     labels = torch.tensor([label for _, label in everything])
     train = len(files["train"])
@@ -307,16 +338,18 @@ def _read_cache(cache: Path, count: int) -> npt.NDArray[np.uint8] | None:
     """Return the cached pixels; None if there are none or if the file is not what this module wrote."""
     try:
         pixels: npt.NDArray[np.uint8] = np.load(cache)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, MemoryError):
         return None
-    return pixels if pixels.shape == (count, 3, 32, 32) and pixels.dtype == np.uint8 else None
+    return (
+        pixels if isinstance(pixels, np.ndarray) and pixels.shape == (count, 3, 32, 32) and pixels.dtype == np.uint8 else None
+    )
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # pillow has no exception of its own: a damaged file gives any of several
         raise ExplrError(
             f"{path} cannot be read as an image ({error}): replace the file, or unpack the data set again."
         ) from error

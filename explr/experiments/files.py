@@ -1,39 +1,115 @@
-"""Writing files whole or not at all, and one process at a time."""
+"""Writing files whole or not at all, knowing a damaged one, and one process at a time."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, BinaryIO
 
-from explr.errors import needs
+from explr.errors import ExplrError, needs
+
+if sys.platform != "win32":
+    import fcntl
 
 with needs("experiments"):
     import filelock
 
 Lock = filelock.BaseFileLock
+_PART = ".explr-part"  # a name of our own, for all that has it and no living writer is deleted
+_DIGEST, _HEX = b"sha256:", 64
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends without error.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file beside ``path`` to write to; it takes the place of ``path`` when the block ends without error.
+
+    A process that is killed on the way leaves its part of a file; the next one that writes in that folder deletes it.
+
+    Raises:
+        ExplrError: if the file cannot be written, because the disk is full say. What was at ``path`` is as it was.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "record.txt"
-    >>> with atomic_write(target) as temporary:
-    ...     _ = temporary.write_text("whole")
+    >>> with atomic_write(target) as file:
+    ...     _ = file.write(b"whole")
     >>> target.read_text()
     'whole'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # with a suffix in any case: torch.save takes what lies after the last dot away, and a name has to be left
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix or '.tmp'}")
+    part = path.with_name(f".{path.name}-{os.getpid()}{_PART}")
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delete_parts(path.parent)
+        try:
+            with _begin(part) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # some disks say only now that they are full
+                _give_up_on_windows(file)
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ExplrError(
+            f"{path} cannot be written ({error}): what was there is as it was. Make room, or see to it that the folder can be "
+            "written to, and start again: a run goes on from its checkpoint."
+        ) from error
+
+
+def delete_parts(folder: Path) -> None:
+    """Delete what killed processes have left of files in ``folder``; what a living one is writing stays."""
+    for part in folder.glob(f".*{_PART}"):
+        with suppress(OSError), part.open("rb") as file:  # it is being written, or another process deletes it
+            _hold(file, wait=False)
+            _give_up_on_windows(file)
+            part.unlink()
+
+
+def _begin(part: Path) -> BinaryIO:
+    while True:
+        file = part.open("wb")
+        with suppress(OSError):  # where files cannot be locked, no part is ever deleted
+            _hold(file, wait=True)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process has taken it for a dead one's before it was locked
+
+
+def _hold(file: IO[bytes], *, wait: bool) -> None:
+    """Lock a file for as long as it is open; the system frees a dead process's locks."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _give_up_on_windows(file: IO[bytes]) -> None:
+    """Close a file where one that is open can be neither renamed nor deleted, which does the work of the lock."""
+    if sys.platform == "win32":
+        file.close()
+
+
+def sealed(content: bytes) -> bytes:
+    """Return ``content`` and its digest behind it, where torch.load does not look."""
+    return content + _DIGEST + hashlib.sha256(content).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> bytes:
+    """Return what :func:`sealed` was given; a torch file that was never sealed comes back as it is.
+
+    Raises:
+        ValueError: if a byte of it has changed.
+
+    >>> unsealed(sealed(b"some bytes"))
+    b'some bytes'
+    """
+    if content[-22:-18] == b"PK\5\6":  # the end of a torch file, which is a zip file: written before there were digests
+        return content
+    body = content[: -len(_DIGEST) - _HEX]
+    if sealed(body) != content:
+        raise ValueError("its bytes do not give the digest it ends with")
+    return body
 
 
 def try_lock(path: Path) -> Lock | None:

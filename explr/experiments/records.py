@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
@@ -10,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,9 +27,11 @@ from explr.experiments.data import Dataset
 from explr.experiments.files import atomic_write
 
 Regime = Literal["weight_decay", "exponential", "texp"]
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 Optimizer = Literal["sgd", "nesterov", "adamw"]
 ADAMW_EPS = 1e-8
 PACKAGE = Path(__file__).parents[1]
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "log_lr")
 _FORMAT = 1
 
 
@@ -95,6 +99,16 @@ class RunConfig:
             raise ExplrError(f"weight_decay={self.weight_decay!r} must be finite and not negative.")
         if not 0.0 <= self.momentum < 1.0:
             raise ExplrError(f"momentum={self.momentum!r} must lie in [0, 1).")
+        for name, kind in {"schedule": str, "model": str, "schedule_args": dict, "model_args": dict}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ExplrError(f"{name}={getattr(self, name)!r} must be a {kind.__name__}.")
+        for name in ("augment", "one_ulp"):
+            if not isinstance(getattr(self, name), bool):
+                raise ExplrError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if self.regime not in get_args(Regime):
+            raise ExplrError(f"regime={self.regime!r} is unknown: use {', '.join(get_args(Regime))}.")
+        if self.precision not in get_args(Precision):
+            raise ExplrError(f"precision={self.precision!r} is unknown: use {', '.join(get_args(Precision))}.")
         if self.optimizer not in get_args(Optimizer):
             raise ExplrError(f"optimizer={self.optimizer!r} is unknown: use {', '.join(get_args(Optimizer))}.")
         if isinstance(self.betas, list):  # as a record gives it
@@ -124,13 +138,11 @@ class RunConfig:
             if self.optimizer == "adamw":
                 return convert_adamw(lrs, decay, self.betas, ADAMW_EPS)
             return convert(lrs, decay, self.momentum, nesterov=self.optimizer == "nesterov")
-        if self.regime == "texp":
-            if self.optimizer != "sgd":
-                raise ExplrError(f"regime='texp' is Theorem 2's, of heavy-ball SGD; optimizer={self.optimizer!r} is not.")
-            starts = np.flatnonzero(np.diff(lrs, prepend=np.nan))
-            lengths = np.diff(starts, append=steps).tolist()
-            return texp(lrs[starts], lengths, self.weight_decay, self.momentum)
-        raise ExplrError(f"regime={self.regime!r} is unknown: use 'weight_decay', 'exponential' or 'texp'.")
+        if self.optimizer != "sgd":
+            raise ExplrError(f"regime='texp' is Theorem 2's, of heavy-ball SGD; optimizer={self.optimizer!r} is not.")
+        starts = np.flatnonzero(np.diff(lrs, prepend=np.nan))
+        lengths = np.diff(starts, append=steps).tolist()
+        return texp(lrs[starts], lengths, self.weight_decay, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -152,25 +164,83 @@ class Run:
     provenance: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON, whole or not at all."""
+        """Write the record as JSON, whole or not at all, with a digest of what it says.
+
+        Raises:
+            ExplrError: if it cannot be written; what was there is as it was.
+        """
         record = {"format": _FORMAT, **dataclasses.asdict(self)}
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        record["sha256"] = _digest(record)
+        with atomic_write(Path(path)) as file:
+            file.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Read a record that :meth:`save` wrote.
+        """Read a record that :meth:`save` wrote, and refuse it if it has changed since or says what no run can give.
 
         Raises:
-            ExplrError: if the file is not such a record.
+            ExplrError: if the file is not such a record; the message names the file and the field.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             if record.pop("format") != _FORMAT:
-                raise ExplrError(f"{path} has another format than this version of explr reads ({_FORMAT}).")
-            return cls(config=RunConfig(**record.pop("config")), **record)
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ExplrError(f"{path} is not a record of a run ({error}): make it again, or fetch it again.") from error
+                raise ExplrError(f"it has another format than this version of explr reads ({_FORMAT})")
+            if "sha256" in record and record.pop("sha256") != _digest({"format": _FORMAT, **record}):
+                raise ValueError("its numbers do not give its field sha256")
+            config = record.pop("config")
+            if not isinstance(config, dict):
+                raise ValueError(f"config is a {type(config).__name__}")
+            run = cls(config=RunConfig(**config), **record)
+            run._check()
+            return run
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, ExplrError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ExplrError(
+                f"{path} is not a record of a run, or a damaged one ({reason}): delete it and make it again, or fetch it again."
+            ) from error
+
+    def _check(self) -> None:
+        """Refuse what no run can give. Records that were made before there were digests have this check alone."""
+        self.config.learning_rates(1)  # names and arguments of the schedule
+        check_series("history", self.history, HISTORY, self.config.epochs)
+        check_series("weight_norms", self.weight_norms, (), self.config.epochs)
+        for name, values in self.history.items():
+            top = 1.0 if name.endswith("accuracy") else math.inf
+            if name != "log_lr" and not all(0.0 <= value <= top for value in values):
+                raise ValueError(f"history.{name} leaves its range")
+        if not self.weight_norms or not all(value >= 0.0 for norms in self.weight_norms.values() for value in norms):
+            raise ValueError("weight_norms is empty, or a norm is negative")
+        origin = self.provenance
+        if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in ("data", "device")):
+            raise ValueError("provenance does not name data and device")
+
+
+def check_series(field: str, series: Any, names: Iterable[str], epochs: int) -> None:
+    """Refuse what is not a dictionary of lists, those of ``names`` among them, with one finite number an epoch.
+
+    Raises:
+        ValueError: naming the field and what is wrong with it.
+
+    >>> check_series("history", {"test_loss": [0.5, 0.4, 0.3]}, ["test_loss"], epochs=2)
+    Traceback (most recent call last):
+    ValueError: history.test_loss has 3 entries for 2 epochs
+    """
+    if not isinstance(series, dict):
+        raise ValueError(f"{field} is a {type(series).__name__}")
+    for name in {**dict.fromkeys(names), **series}:
+        values = series.get(name)
+        if not isinstance(values, list):
+            raise ValueError(f"{field}.{name} is missing or no list")
+        if len(values) != epochs:
+            raise ValueError(f"{field}.{name} has {len(values)} entries for {epochs} epochs")
+        for epoch, value in enumerate(values):
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{field}.{name}[{epoch}] is {value!r}, no finite number")
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Return the digest of what a record says, however its text is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def provenance(

@@ -7,6 +7,7 @@ Everything random is a function of the seed, so runs of the same seed are paired
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -26,9 +27,9 @@ from explr.errors import ExplrError
 from explr.experiments.arms import Arm, DivergedError, side_by_side
 from explr.experiments.captured import CaptureError, make_arm
 from explr.experiments.data import Choices, Dataset, cifar10, epoch_choices
-from explr.experiments.files import atomic_write
+from explr.experiments.files import atomic_write, sealed, unsealed
 from explr.experiments.progress import progress
-from explr.experiments.records import Run, RunConfig, device_name, provenance
+from explr.experiments.records import HISTORY, Run, RunConfig, check_series, device_name, provenance
 from explr.invariance import scale_invariance
 
 
@@ -95,6 +96,9 @@ def train_together(
     arms: list[Arm] = []
     with _orderly_end(arms, device, len(configs)):
         data = (data or cifar10()).to(device)
+        if int(data.test_labels.max()) > int(data.train_labels.max()):
+            classes = f"{int(data.train_labels.max()) + 1} classes, its test images {int(data.test_labels.max()) + 1}"
+            raise ExplrError(f"the training images of {data.name} have {classes}: a network knows only those it is trained on.")
         arms += _make_arms(configs, data, compiled)
         return _train(arms, [Path(path) for path in checkpoints or []])
 
@@ -212,6 +216,17 @@ class _Progress:
             self.weight_norms[name].append(norm)
         self.epoch += 1
 
+    def check(self, arm: Arm) -> None:
+        """Refuse what no run of this arm can have come to.
+
+        Raises:
+            ValueError: naming what is wrong.
+        """
+        if type(self.epoch) is not int or not 1 <= self.epoch <= arm.config.epochs or type(self.exponent) is not int:
+            raise ValueError(f"epoch {self.epoch!r} of {arm.config.epochs}, exponent {self.exponent!r}")
+        check_series("history", self.history, HISTORY, self.epoch)
+        check_series("weight_norms", self.weight_norms, arm.trainable, self.epoch)
+
 
 def _save(path: Path, arm: Arm, progress: _Progress) -> None:
     content = {
@@ -220,22 +235,28 @@ def _save(path: Path, arm: Arm, progress: _Progress) -> None:
         "model": arm.model.state_dict(),
         "buffers": arm.buffers(),
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as file:
+        file.write(sealed(buffer.getvalue()))
 
 
 def _resume(path: Path, arm: Arm) -> _Progress:
     try:
-        content = torch.load(path, weights_only=True, map_location=arm.device)
-        run = content["run"]
+        content = torch.load(io.BytesIO(unsealed(path.read_bytes())), weights_only=True, map_location=arm.device)
+        if not _is_run_of(content["run"], arm):
+            raise ExplrError(f"{path} is a checkpoint of another run, {content['run']}: delete it to start again.")
+        progress = _Progress(**content["progress"])
+        progress.check(arm)
+        # Checkpoints that were made before there were other optimizers have momentum alone.
+        buffers = content["buffers"] if "buffers" in content else {"momentum_buffer": content["momentum"]}
+        arm.model.load_state_dict(content["model"])
+        arm.load_buffers(buffers)
+    except (ExplrError, torch.cuda.OutOfMemoryError):
+        raise
     except Exception as error:  # torch.load has no exception of its own: a damaged file gives any of a dozen
-        raise ExplrError(f"{path} is not a checkpoint ({error}): delete it to start again.") from error
-    if not _is_run_of(run, arm):
-        raise ExplrError(f"{path} is a checkpoint of another run, {run}: delete it to start again.")
-    arm.model.load_state_dict(content["model"])
-    # Checkpoints that were made before there were other optimizers have momentum alone.
-    arm.load_buffers(content["buffers"] if "buffers" in content else {"momentum_buffer": content["momentum"]})
-    progress = _Progress(**content["progress"])
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ExplrError(f"{path} is not a checkpoint, or a damaged one ({reason}): delete it to start again.") from error
     arm.exponent = progress.exponent
     return progress
 

@@ -1,3 +1,8 @@
+import dataclasses
+import hashlib
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -87,7 +92,63 @@ def empty_a_class(folder):
     return str(folder / "test" / "frog")
 
 
-@pytest.mark.parametrize("damage", [truncate, enlarge, empty_a_class])
+def add_a_class(folder):
+    (folder / "train" / "zebra").mkdir()
+    return "1 folders that are no class of CIFAR-10, zebra"
+
+
+def rename_a_class(folder):
+    (folder / "test" / "dog").rename(folder / "test" / "hound")
+    return "1 folders that are no class of CIFAR-10, hound"
+
+
+def lose_a_class(folder):
+    shutil.rmtree(folder / "train" / "ship")
+    return str(folder / "train" / "ship")
+
+
+def lose_a_split(split):
+    def lose(folder):
+        shutil.rmtree(folder / split)
+        return str(folder / split / "airplane")
+
+    return lose
+
+
+def put_other_bytes(folder):
+    path = folder / "train" / "dog" / "0001.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
+    return str(path)
+
+
+def leave_nothing_of_an_image(folder):
+    path = folder / "train" / "dog" / "0001.png"
+    path.write_bytes(b"")
+    return str(path)
+
+
+def put_a_folder_among_the_images(folder):
+    path = folder / "train" / "dog" / "more"
+    path.mkdir()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        enlarge,
+        empty_a_class,
+        add_a_class,
+        rename_a_class,
+        lose_a_class,
+        lose_a_split("train"),
+        lose_a_split("test"),
+        put_other_bytes,
+        leave_nothing_of_an_image,
+        put_a_folder_among_the_images,
+    ],
+)
 def test_a_damaged_folder_gives_an_error_that_names_the_file_and_leaves_no_cache(folder, cache, damage):
     name = damage(folder)
     with pytest.raises(ExplrError) as caught:
@@ -102,6 +163,83 @@ def test_a_damaged_torchvision_download_gives_an_error_that_names_the_file(tmp_p
     (batches / "data_batch_1").write_bytes(b"half a file")
     with pytest.raises(ExplrError, match="data_batch_1 is missing or damaged"):
         cifar10(tmp_path)
+
+
+@pytest.fixture
+def batches(tmp_path, cache, monkeypatch):
+    """Make a small folder as torchvision's download is, and let its digests be those that are asked for."""
+    CIFAR10 = pytest.importorskip("torchvision").datasets.CIFAR10
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    rows = {"data": np.zeros((10, 3072), dtype=np.uint8), "labels": list(range(10))}
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}", rows) for i in (1, 2)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", rows)])
+    name, md5 = write("batches.meta", {"label_names": list(CLASSES)})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return folder
+
+
+def test_a_torchvision_folder_is_read(batches):
+    data = cifar10(batches.parent)
+    assert (data.name, len(data.train_labels), len(data.test_labels)) == ("CIFAR-10", 20, 10)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_2", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-3] + b"?" + content[-2:], None])
+def test_one_changed_byte_in_a_torchvision_folder_is_found_and_not_papered_over(batches, name, change):
+    path = batches / name
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+    for read in (cifar10, cifar10_or_synthetic):
+        with pytest.raises(ExplrError, match=rf"{name} is missing or damaged: delete the folder") as caught:
+            read(batches.parent)
+        assert not isinstance(caught.value, NoDataError)  # for which generated images would take the place of the data
+
+
+def test_a_file_and_the_inside_of_the_data_set_are_no_folder_of_it(batches, monkeypatch):
+    monkeypatch.setenv("EXPLR_DATA", str(batches))
+    with pytest.raises(ExplrError, match=rf"the inside of CIFAR-10: name the folder that holds it, {batches.parent}\."):
+        cifar10_or_synthetic()
+    monkeypatch.setenv("EXPLR_DATA", str(batches / "test_batch"))
+    with pytest.raises(ExplrError, match="test_batch is a file"):
+        cifar10_or_synthetic()
+
+
+@pytest.mark.parametrize(
+    "content", [np.zeros((30, 3, 32, 31), np.uint8), np.zeros((29, 3, 32, 32), np.uint8), np.zeros(3), None]
+)
+def test_a_cache_of_another_shape_is_made_again(folder, cache, content):
+    first = cifar10(folder)
+    path = next(cache.glob("images-*.npy"))
+    with path.open("wb") as file:
+        np.savez(file, first.train_images) if content is None else np.save(file, content)
+    assert torch.equal(cifar10(folder).test_images, first.test_images)
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"train_images": torch.zeros(20, 3, 32, 32)}, "train_images of gratings: torch.float32 (20, 3, 32, 32)"),
+        (
+            {"test_images": torch.zeros(10, 32, 32, 3, dtype=torch.uint8)},
+            "test_images of gratings: torch.uint8 (10, 32, 32, 3)",
+        ),
+        ({"test_images": torch.zeros(10, 3, 16, 16, dtype=torch.uint8)}, "(3, 32, 32), its test images (3, 16, 16)"),
+        ({"train_labels": torch.arange(19)}, "train_labels of gratings: torch.int64 (19,) is not int64 (20,)"),
+        ({"train_labels": torch.zeros(20)}, "train_labels of gratings: torch.float32 (20,)"),
+        ({"train_labels": torch.arange(20) - 1}, "one class from 0"),
+        ({"test_images": torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "test_labels": torch.arange(0)}, "at least one image"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused_and_the_part_named(change, part):
+    data = dataclasses.replace(synthetic(20, 10), name="gratings")
+    with pytest.raises(ExplrError) as caught:
+        dataclasses.replace(data, **change)
+    assert part in str(caught.value)
 
 
 def test_no_data_and_no_download_says_what_to_do(tmp_path, cache):

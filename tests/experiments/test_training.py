@@ -279,6 +279,12 @@ def test_a_device_is_tried_before_it_is_believed(monkeypatch):
         pick_device("cpu")
 
 
+def test_a_class_that_only_test_images_have_is_refused_before_anything_is_trained(data):
+    few = dataclasses.replace(data, train_labels=data.train_labels.clamp(max=8), name="gratings")
+    with pytest.raises(ExplrError, match="training images of gratings have 9 classes, its test images 10"):
+        train(TINY, few, device="cpu")
+
+
 def test_diverged_run_stops_and_names_the_step(data, monkeypatch):
     step = Arm.step
 
