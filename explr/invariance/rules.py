@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
-from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, combine
+from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, apart, combine
 from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
@@ -50,11 +50,15 @@ def channelwise(call: Call) -> Degree:
     degree = call.raw(call.first)
     if isinstance(degree, Parts | Shifted):
         spatial = re.search(r"([123])d", call.operation)
-        if degree.axis >= call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0):
+        if not apart(degree, degree.axis) or degree.axis >= call[call.first].meta["val"].ndim - int(
+            spatial[1] if spatial else 0
+        ):
             return call.degree(call.first)
-    if isinstance(degree, Shifted) and not _keeps_shift(call):
-        return call.degree(call.first)
-    return degree
+    if _keeps_shift(call):
+        return degree
+    if isinstance(degree, Parts):
+        return Parts(degree.axis, tuple(call.found.agree(call.node, [part]) for part in degree.parts), degree.node)
+    return call.degree(call.first)
 
 
 def _keeps_shift(call: Call) -> bool:
@@ -107,18 +111,22 @@ def product(*factors: str, plus: str = "") -> Callable[[Call], Degree]:
     """Multilinear in the factors, plus one more term."""
 
     def rule(call: Call) -> Degree:
-        total: Vector | None = CONSTANT
-        for name in factors:
-            arguments = call[name] if isinstance(call[name], list | tuple) else [call[name]]
-            for argument in arguments:
-                total = combine(total, call.agree([argument])) if argument is not None else total
-        if not plus or (call[plus] is not None and call["beta"] == 0):
-            return total
-        if plus == "bias" and call["bias"] is not None and (shift := call.degree("bias")) is not None and shift != total:
-            ndim = call.node.meta["val"].ndim
-            spatial = re.search(r"conv.*([123])d", call.operation)
-            return Shifted(ndim - (int(spatial[1]) if spatial else 0) - 1, total, shift, call.node)
-        return call.join(total, plus)
+        total = call.product(factors)
+        return total if not plus or (call[plus] is not None and call["beta"] == 0) else call.join(total, plus)
+
+    return rule
+
+
+def affine(*factors: str) -> Rule:
+    """Multilinear in the factors, plus a bias for each channel."""
+
+    def rule(call: Call) -> Degree:
+        output, weight, bias = call.node.meta["val"], call["weight"].meta["val"], call["bias"]
+        if bias is not None and (bias.meta["val"].ndim != 1 or weight.ndim < 2):  # one for each sample, say
+            return product(*factors, plus="bias")(call)
+        axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
+        total = call.product(factors)
+        return call.shifted(axis, total, [] if bias is None else [call.degree("bias")])
 
     return rule
 
@@ -167,13 +175,16 @@ def concatenate(call: Call) -> Degree:
         t for t, value in zip(tensors, values, strict=True) if value.ndim != 1 or not statically_known_true(value.shape[0] == 0)
     ]
     axis = (call["dim"] or 0) % values[0].ndim
-    parts: list[Vector | None] = []
+    parts: list[Vector | Shifted | None] = []
     for tensor in tensors:
         degree = call.found.degree(tensor)
-        parts += degree.parts if isinstance(degree, Parts) and degree.axis == axis else [call.agree([tensor])]
-    merged = list(dict.fromkeys(frozenset(part.items()) for part in parts if part is not None))
-    if len(merged) <= 1:
-        return dict(merged[0]) if merged else None
+        if isinstance(degree, Parts):
+            parts += degree.parts if apart(degree, axis) else [call.agree([tensor])]
+        else:
+            parts.append(degree if apart(degree, axis) else call.agree([tensor]))
+    first = next((part for part in parts if part is not None), None)
+    if all(part is None or part == first for part in parts):
+        return first
     return Parts(axis, tuple(parts), call.node)
 
 
@@ -306,7 +317,7 @@ def normalise(call: Call) -> Degree | list[Degree]:
     x = call.raw("input")
     groups = call.arguments.get("num_groups") or call.arguments.get("group")
     per_channel = call.operation in PER_CHANNEL or groups == call["input"].meta["val"].shape[1]
-    if isinstance(x, Parts | Shifted) and not (per_channel and x.axis == 1):
+    if not (per_channel and apart(x, 1)):
         x = call.degree("input")
     training = call["training"] if "training" in call.arguments else call["use_input_stats"]
     if training is False or "no_training" in call.operation:

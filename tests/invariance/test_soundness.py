@@ -433,7 +433,77 @@ def deform(m, x):
     return y if m.n is None else m.n(y)
 
 
-ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER}
+# ---- numbers that are added to all of a channel: all but the biases is frozen, so that the truth is about them
+
+WAVES = torch.arange(25.0).sin().view(5, 5)
+
+
+def biased(function, **parts):
+    """A function of an image, in which only what is called a bias can be trained."""
+    model = Net(function, **parts)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" in name)
+        nn.init.normal_(parameter)
+    return model
+
+
+def conv(size=3, padding=0, outputs=4, **options):
+    return nn.Conv2d(4, outputs, size, padding=padding, **options)
+
+
+def image(x):
+    return x[:, :, None, None] * WAVES
+
+
+def per_channel(y):
+    return F.instance_norm(y, eps=TINY)
+
+
+def beside(join, normalise):
+    """Two convolutions with a bias, put side by side, and a norm."""
+    return lambda: biased(lambda m, x: normalise(join(m.a(image(x)), m.b(image(x)), image(x))), a=conv(3, 1), b=conv(5, 2))
+
+
+def along(axis, function=lambda y: y):
+    return lambda y, z, x: torch.cat([function(y), z, x], axis)
+
+
+def over_channels(y):
+    return F.layer_norm(y.movedim(1, -1), y.shape[1:2], eps=TINY)
+
+
+def per_batch(y):
+    return F.batch_norm(y, None, None, training=True, eps=TINY)
+
+
+SHIFTS = {
+    "a bias for each sample": (
+        lambda: biased(lambda m, x: per_batch(F.linear(x, m.w, m.bias)), w=nn.Parameter(torch.ones(4, 4)),
+        bias=nn.Parameter(torch.ones(6, 4))), "no",
+    ),
+    "side by side, a norm per channel": (beside(along(1), per_channel), "yes"),
+    "side by side, a norm per batch": (beside(along(-3), per_batch), "yes"),
+    "side by side, one channel a group": (beside(along(1), lambda y: F.group_norm(y, 12, eps=TINY)), "yes"),
+    "side by side, two channels a group": (beside(along(1), lambda y: F.group_norm(y, 6, eps=TINY)), "no"),
+    "side by side, a norm over channels": (beside(along(1), over_channels), "no"),
+    "side by side, within a side by side": (
+        beside(lambda y, z, x: torch.cat([torch.cat([y, x], 1), torch.cat([z, y], 1)], 1), per_batch), "yes",
+    ),
+    "side by side, pooled": (beside(lambda y, z, x: F.max_pool2d(-torch.cat([y, z], 1), 2), per_batch), "yes"),
+    "side by side, pooled with zeros": (
+        beside(lambda y, z, x: F.avg_pool2d(torch.cat([y, z], 1), 3, padding=1), per_batch), "no",
+    ),
+    "side by side, after GELU": (beside(along(1, F.gelu), per_channel), "no"),
+    "side by side, before ReLU": (beside(lambda y, z, x: torch.cat([y, z], 1).relu(), per_channel), "no"),
+    "one below the other": (beside(along(2), per_channel), "no"),
+    "one after the other": (beside(along(0), per_batch), "no"),
+    "one below the other, side by side": (
+        beside(lambda y, z, x: torch.cat([torch.cat([y, x], 2), torch.cat([z, y], 2)], 1), per_channel), "no",
+    ),
+    "side by side, then turned": (beside(lambda y, z, x: torch.cat([y, z], 1).transpose(1, 2), per_channel), "no"),
+}  # fmt: skip
+
+ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER, **SHIFTS}
 
 
 def answer(build, x):
