@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -17,6 +18,7 @@ from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vect
 from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
+NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
 
 Rule = Callable[[Call], Degree | list[Degree]]
@@ -64,8 +66,7 @@ def channelwise(call: Call) -> Degree:
 def _keeps_shift(call: Call) -> bool:
     """Tell whether an operation hands a number that is added to all of a channel on; not so an average with zeros in it."""
     if call.operation.startswith("avg_pool"):
-        padding = call["padding"] if isinstance(call["padding"], list | tuple) else [call["padding"] or 0]
-        return call["divisor_override"] is None and (not any(padding) or call["count_include_pad"] is False)
+        return call["divisor_override"] is None and (not any(_listed(call["padding"])) or call["count_include_pad"] is False)
     return call.operation.startswith(("max_pool", "adaptive_avg_pool", "_adaptive_avg_pool")) or call.operation in (
         "contiguous", "clone", "to", "_to_copy", "detach", "alias", "neg", "negative", "positive",
     )  # fmt: skip
@@ -125,10 +126,27 @@ def affine(*factors: str) -> Rule:
         if bias is not None and (bias.meta["val"].ndim != 1 or weight.ndim < 2):  # one for each sample, say
             return product(*factors, plus="bias")(call)
         axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
-        total = call.product(factors)
-        return call.shifted(axis, total, [] if bias is None else [call.degree("bias")])
+        shifts = [] if bias is None else [call.degree("bias")]
+        if len(factors) == 2 and isinstance(x := call.raw("input"), Shifted) and _spreads_shift(call, x):
+            by = call.degree("weight")
+            return call.shifted(axis, combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
+        return call.shifted(axis, call.product(factors), shifts)
 
     return rule
+
+
+def _spreads_shift(call: Call, x: Shifted) -> bool:
+    """Tell whether numbers per channel come out as numbers per channel: not so at the borders, where there are zeros."""
+    ndim, weight = call["input"].meta["val"].ndim, call["weight"].meta["val"]
+    if call.operation == "linear":
+        return weight.ndim == 2 and x.axis == ndim - 1
+    padding = call["padding"]
+    pads = padding != "valid" if isinstance(padding, str) else any(not isinstance(p, int) or p for p in _listed(padding))
+    return call.operation in ("conv1d", "conv2d", "conv3d") and x.axis == ndim - weight.ndim + 1 and not pads
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def divide(call: Call) -> Degree:
@@ -326,8 +344,14 @@ def normalise(call: Call) -> Degree | list[Degree]:
     for name in ("weight", "bias"):
         if isinstance(call[name], fx.Node):
             call.found.affine |= set(zero_as_constant(call.degree(name)))
-    scale = CONSTANT if call["weight"] is None else call.degree("weight")
-    return [call.join(scale, "bias"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    scale, bias = CONSTANT if call["weight"] is None else call.degree("weight"), call["bias"]
+    given: Degree = scale
+    if bias is not None and (call.operation not in NORMS_OF_AXES or len(call["normalized_shape"]) == 1):
+        axis = call["input"].meta["val"].ndim - 1 if call.operation in NORMS_OF_AXES else 1
+        given = call.shifted(axis, scale, [call.degree("bias")])
+    elif bias is not None:
+        given = call.join(scale, "bias")
+    return [given, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
 
 
 def weight_norm(call: Call) -> list[Degree]:
