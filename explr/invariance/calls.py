@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from explr.invariance.degrees import Degree, Findings, Vector
+from explr.invariance.degrees import CONSTANT, Degree, Findings, Shifted, Vector, combine
 from explr.invariance.graph import arguments_of, nodes_in, operation_name
 
 BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
@@ -57,6 +57,23 @@ class Call:
         """Return the degree of a sum with an optional argument, such as a bias."""
         degrees = [degree] if self[name] is None else [degree, self.raw(name)]
         return self.found.agree(self.node, degrees)
+
+    def product(self, names: Iterable[str]) -> Vector | None:
+        """Return the degree of a product of arguments, or lists of them."""
+        total: Vector | None = CONSTANT
+        for name in names:
+            arguments = self[name] if isinstance(self[name], list | tuple) else [self[name]]
+            for argument in arguments:
+                total = combine(total, self.agree([argument])) if argument is not None else total
+        return total
+
+    def shifted(self, axis: int, degree: Vector | None, shifts: Iterable[Vector | None]) -> Degree:
+        """Return the degree of a sum with numbers that depend on the index along an axis alone."""
+        kept: list[Vector] = []
+        for shift in shifts:
+            if shift is not None and shift != degree and shift not in kept:
+                kept.append(shift)
+        return Shifted(axis, degree, tuple(kept), self.node) if kept else degree
 
     def insist(self, kind: str = "unknown operation", remedy: str = BY_NUMBERS) -> None:
         """Ask that nothing that comes in scales."""

@@ -53,15 +53,22 @@ def in_words(degree: Degree) -> str:
     if isinstance(degree, Parts):
         return " | ".join(dict.fromkeys(map(in_words, degree.parts)))
     if isinstance(degree, Shifted):
-        return f"{in_words(degree.degree)} + {in_words(degree.shift)}"
+        return " + ".join(dict.fromkeys(map(in_words, vectors_of(degree))))
     return "any" if degree is None else str(total_degree(degree))
 
 
 def vectors_of(degree: Degree) -> list[Vector | None]:
     """Return the degrees of the parts of a tensor."""
     if isinstance(degree, Parts):
-        return list(degree.parts)
-    return [degree.degree, degree.shift] if isinstance(degree, Shifted) else [degree]
+        return [vector for part in degree.parts for vector in vectors_of(part)]
+    return [degree.degree, *degree.shifts] if isinstance(degree, Shifted) else [degree]
+
+
+def apart(degree: Degree, axis: int) -> bool:
+    """Tell whether whatever differs in degree is told apart by the index along this axis alone."""
+    if isinstance(degree, Parts):
+        return degree.axis == axis and all(apart(part, axis) for part in degree.parts)
+    return not isinstance(degree, Shifted) or degree.axis == axis
 
 
 def distinct_vectors(degrees: Iterable[Degree]) -> tuple[Vector, ...]:
@@ -81,20 +88,20 @@ class Parts:
     """
 
     axis: int
-    parts: tuple[Vector | None, ...]
+    parts: tuple[Vector | Shifted | None, ...]
     node: fx.Node = field(compare=False)
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """A tensor plus one number per channel, a bias, of another degree.
+    """A tensor plus numbers per channel, such as a bias, of other degrees.
 
-    A norm with statistics per channel takes the bias away again; any other operation asks that the two agree.
+    A norm with statistics per channel takes them away again; most other operations ask that all agree.
     """
 
     axis: int
     degree: Vector | None
-    shift: Vector | None
+    shifts: tuple[Vector, ...]
     node: fx.Node = field(compare=False)
 
 

@@ -92,10 +92,10 @@ _RULES: dict[str, Rule] = {
     **_table(r.fill, _FILLS),
     **_table(r.compare, "eq ne lt le gt ge equal greater greater_equal less less_equal not_equal atan2 arctan2"),
     **_table(
-        r.product("input", "weight", plus="bias"),
+        r.affine("input", "weight"),
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution",
     ),
-    **_table(r.product("input1", "input2", "weight", plus="bias"), "bilinear"),
+    **_table(r.affine("input1", "input2", "weight"), "bilinear"),
     **_table(r.product("self", "other"), "mul multiply matmul vdot inner kron tensordot cross linalg_cross"),
     **_table(r.product("input", "other"), "linalg_matmul"),
     **_table(r.product("x", "y"), "linalg_vecdot"),

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
-from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, combine
+from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, apart, combine
 from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
+NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
 
 Rule = Callable[[Call], Degree | list[Degree]]
@@ -50,18 +52,21 @@ def channelwise(call: Call) -> Degree:
     degree = call.raw(call.first)
     if isinstance(degree, Parts | Shifted):
         spatial = re.search(r"([123])d", call.operation)
-        if degree.axis >= call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0):
+        if not apart(degree, degree.axis) or degree.axis >= call[call.first].meta["val"].ndim - int(
+            spatial[1] if spatial else 0
+        ):
             return call.degree(call.first)
-    if isinstance(degree, Shifted) and not _keeps_shift(call):
-        return call.degree(call.first)
-    return degree
+    if _keeps_shift(call):
+        return degree
+    if isinstance(degree, Parts):
+        return Parts(degree.axis, tuple(call.found.agree(call.node, [part]) for part in degree.parts), degree.node)
+    return call.degree(call.first)
 
 
 def _keeps_shift(call: Call) -> bool:
     """Tell whether an operation hands a number that is added to all of a channel on; not so an average with zeros in it."""
     if call.operation.startswith("avg_pool"):
-        padding = call["padding"] if isinstance(call["padding"], list | tuple) else [call["padding"] or 0]
-        return call["divisor_override"] is None and (not any(padding) or call["count_include_pad"] is False)
+        return call["divisor_override"] is None and (not any(_listed(call["padding"])) or call["count_include_pad"] is False)
     return call.operation.startswith(("max_pool", "adaptive_avg_pool", "_adaptive_avg_pool")) or call.operation in (
         "contiguous", "clone", "to", "_to_copy", "detach", "alias", "neg", "negative", "positive",
     )  # fmt: skip
@@ -107,20 +112,41 @@ def product(*factors: str, plus: str = "") -> Callable[[Call], Degree]:
     """Multilinear in the factors, plus one more term."""
 
     def rule(call: Call) -> Degree:
-        total: Vector | None = CONSTANT
-        for name in factors:
-            arguments = call[name] if isinstance(call[name], list | tuple) else [call[name]]
-            for argument in arguments:
-                total = combine(total, call.agree([argument])) if argument is not None else total
-        if not plus or (call[plus] is not None and call["beta"] == 0):
-            return total
-        if plus == "bias" and call["bias"] is not None and (shift := call.degree("bias")) is not None and shift != total:
-            ndim = call.node.meta["val"].ndim
-            spatial = re.search(r"conv.*([123])d", call.operation)
-            return Shifted(ndim - (int(spatial[1]) if spatial else 0) - 1, total, shift, call.node)
-        return call.join(total, plus)
+        total = call.product(factors)
+        return total if not plus or (call[plus] is not None and call["beta"] == 0) else call.join(total, plus)
 
     return rule
+
+
+def affine(*factors: str) -> Rule:
+    """Multilinear in the factors, plus a bias for each channel."""
+
+    def rule(call: Call) -> Degree:
+        output, weight, bias = call.node.meta["val"], call["weight"].meta["val"], call["bias"]
+        if bias is not None and (bias.meta["val"].ndim != 1 or weight.ndim < 2):  # one for each sample, say
+            return product(*factors, plus="bias")(call)
+        axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
+        shifts = [] if bias is None else [call.degree("bias")]
+        if len(factors) == 2 and isinstance(x := call.raw("input"), Shifted) and _spreads_shift(call, x):
+            by = call.degree("weight")
+            return call.shifted(axis, combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
+        return call.shifted(axis, call.product(factors), shifts)
+
+    return rule
+
+
+def _spreads_shift(call: Call, x: Shifted) -> bool:
+    """Tell whether numbers per channel come out as numbers per channel: not so at the borders, where there are zeros."""
+    ndim, weight = call["input"].meta["val"].ndim, call["weight"].meta["val"]
+    if call.operation == "linear":
+        return weight.ndim == 2 and x.axis == ndim - 1
+    padding = call["padding"]
+    pads = padding != "valid" if isinstance(padding, str) else any(not isinstance(p, int) or p for p in _listed(padding))
+    return call.operation in ("conv1d", "conv2d", "conv3d") and x.axis == ndim - weight.ndim + 1 and not pads
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def divide(call: Call) -> Degree:
@@ -167,13 +193,16 @@ def concatenate(call: Call) -> Degree:
         t for t, value in zip(tensors, values, strict=True) if value.ndim != 1 or not statically_known_true(value.shape[0] == 0)
     ]
     axis = (call["dim"] or 0) % values[0].ndim
-    parts: list[Vector | None] = []
+    parts: list[Vector | Shifted | None] = []
     for tensor in tensors:
         degree = call.found.degree(tensor)
-        parts += degree.parts if isinstance(degree, Parts) and degree.axis == axis else [call.agree([tensor])]
-    merged = list(dict.fromkeys(frozenset(part.items()) for part in parts if part is not None))
-    if len(merged) <= 1:
-        return dict(merged[0]) if merged else None
+        if isinstance(degree, Parts):
+            parts += degree.parts if apart(degree, axis) else [call.agree([tensor])]
+        else:
+            parts.append(degree if apart(degree, axis) else call.agree([tensor]))
+    first = next((part for part in parts if part is not None), None)
+    if all(part is None or part == first for part in parts):
+        return first
     return Parts(axis, tuple(parts), call.node)
 
 
@@ -306,7 +335,7 @@ def normalise(call: Call) -> Degree | list[Degree]:
     x = call.raw("input")
     groups = call.arguments.get("num_groups") or call.arguments.get("group")
     per_channel = call.operation in PER_CHANNEL or groups == call["input"].meta["val"].shape[1]
-    if isinstance(x, Parts | Shifted) and not (per_channel and x.axis == 1):
+    if not (per_channel and apart(x, 1)):
         x = call.degree("input")
     training = call["training"] if "training" in call.arguments else call["use_input_stats"]
     if training is False or "no_training" in call.operation:
@@ -315,8 +344,14 @@ def normalise(call: Call) -> Degree | list[Degree]:
     for name in ("weight", "bias"):
         if isinstance(call[name], fx.Node):
             call.found.affine |= set(zero_as_constant(call.degree(name)))
-    scale = CONSTANT if call["weight"] is None else call.degree("weight")
-    return [call.join(scale, "bias"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    scale, bias = CONSTANT if call["weight"] is None else call.degree("weight"), call["bias"]
+    given: Degree = scale
+    if bias is not None and (call.operation not in NORMS_OF_AXES or len(call["normalized_shape"]) == 1):
+        axis = call["input"].meta["val"].ndim - 1 if call.operation in NORMS_OF_AXES else 1
+        given = call.shifted(axis, scale, [call.degree("bias")])
+    elif bias is not None:
+        given = call.join(scale, "bias")
+    return [given, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
 
 
 def weight_norm(call: Call) -> list[Degree]:

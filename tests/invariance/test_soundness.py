@@ -433,7 +433,126 @@ def deform(m, x):
     return y if m.n is None else m.n(y)
 
 
-ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER}
+# ---- numbers that are added to all of a channel: all but the biases is frozen, so that the truth is about them
+
+WAVES = torch.arange(25.0).sin().view(5, 5)
+
+
+def biased(function, **parts):
+    """A function of an image, in which only what is called a bias can be trained."""
+    model = Net(function, **parts)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" in name)
+        nn.init.normal_(parameter)
+    return model
+
+
+def conv(size=3, padding=0, outputs=4, **options):
+    return nn.Conv2d(4, outputs, size, padding=padding, **options)
+
+
+def image(x):
+    return x[:, :, None, None] * WAVES
+
+
+def per_channel(y):
+    return F.instance_norm(y, eps=TINY)
+
+
+def beside(join, normalise):
+    """Two convolutions with a bias, put side by side, and a norm."""
+    return lambda: biased(lambda m, x: normalise(join(m.a(image(x)), m.b(image(x)), image(x))), a=conv(3, 1), b=conv(5, 2))
+
+
+def along(axis, function=lambda y: y):
+    return lambda y, z, x: torch.cat([function(y), z, x], axis)
+
+
+def over_channels(y):
+    return F.layer_norm(y.movedim(1, -1), y.shape[1:2], eps=TINY)
+
+
+def per_batch(y):
+    return F.batch_norm(y, None, None, training=True, eps=TINY)
+
+
+def chained(layer, between):
+    """A bias of a convolution, another of a norm, each through a layer, and a norm that may take all of them away."""
+    return biased(
+        lambda m, x: per_batch(m.b(between(m.n(m.b(between(m.a(image(x)))))))), a=conv(), n=nn.BatchNorm2d(4, eps=TINY), b=layer
+    )
+
+
+def same(y):
+    return y
+
+
+BETWEEN = {
+    "of 1x1": (lambda: conv(1), same, "yes"),
+    "of 2x1": (lambda: conv((2, 1)), same, "yes"),
+    "with a stride": (lambda: conv(1, stride=2), same, "yes"),
+    "in groups": (lambda: conv(1, groups=2), same, "yes"),
+    "padding='valid'": (lambda: conv((2, 1), padding="valid"), same, "yes"),
+    "with zeros around": (lambda: conv(3, 1), same, "no"),
+    "of 1x1 with zeros around": (lambda: conv(1, 1), same, "no"),
+    "padding='same'": (lambda: conv(3, padding="same"), same, "no"),
+    "with zeros on one axis": (lambda: conv((1, 3), (0, 1)), same, "no"),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 3), same, "no"),
+    "transposed, of 2x2 in strides": (lambda: nn.ConvTranspose2d(4, 4, 2, stride=2), same, "no"),
+    "after GELU": (lambda: conv(1), F.gelu, "no"),
+    "after ReLU": (lambda: conv(1), F.relu, "no"),
+    "after a pad": (lambda: conv(1), lambda y: F.pad(y, (1, 1)), "no"),
+    "after channels change place with rows": (lambda: nn.Conv2d(3, 4, 1), lambda y: y[..., :3, :3].transpose(1, 2), "no"),
+}
+
+SHIFTS = {
+    "a bias for each sample": (
+        lambda: biased(lambda m, x: per_batch(F.linear(x, m.w, m.bias)), w=nn.Parameter(torch.ones(4, 4)),
+        bias=nn.Parameter(torch.ones(6, 4))), "no",
+    ),
+    "side by side, a norm per channel": (beside(along(1), per_channel), "yes"),
+    "side by side, a norm per batch": (beside(along(-3), per_batch), "yes"),
+    "side by side, one channel a group": (beside(along(1), lambda y: F.group_norm(y, 12, eps=TINY)), "yes"),
+    "side by side, two channels a group": (beside(along(1), lambda y: F.group_norm(y, 6, eps=TINY)), "no"),
+    "side by side, a norm over channels": (beside(along(1), over_channels), "no"),
+    "side by side, within a side by side": (
+        beside(lambda y, z, x: torch.cat([torch.cat([y, x], 1), torch.cat([z, y], 1)], 1), per_batch), "yes",
+    ),
+    "side by side, pooled": (beside(lambda y, z, x: F.max_pool2d(-torch.cat([y, z], 1), 2), per_batch), "yes"),
+    "side by side, pooled with zeros": (
+        beside(lambda y, z, x: F.avg_pool2d(torch.cat([y, z], 1), 3, padding=1), per_batch), "no",
+    ),
+    "side by side, after GELU": (beside(along(1, F.gelu), per_channel), "no"),
+    "side by side, before ReLU": (beside(lambda y, z, x: torch.cat([y, z], 1).relu(), per_channel), "no"),
+    "one below the other": (beside(along(2), per_channel), "no"),
+    "one after the other": (beside(along(0), per_batch), "no"),
+    "one below the other, side by side": (
+        beside(lambda y, z, x: torch.cat([torch.cat([y, x], 2), torch.cat([z, y], 2)], 1), per_channel), "no",
+    ),
+    **{
+        f"before a convolution, {name}": (lambda layer=layer, between=between: chained(layer(), between), expected)
+        for name, (layer, between, expected) in BETWEEN.items()
+    },
+    "before two linear layers": (
+        lambda: biased(lambda m, x: per_batch(m.c(m.b(m.n(x)))), n=nn.LayerNorm(4, eps=TINY), b=nn.Linear(4, 5),
+        c=nn.Linear(5, 4)), "yes",
+    ),
+    "before a linear layer on another axis": (
+        lambda: biased(lambda m, x: per_channel(m.b(m.a(image(x)))), a=conv(), b=nn.Linear(3, 3)), "no",
+    ),
+    "of a norm of two axes, before a linear layer": (
+        lambda: biased(lambda m, x: per_channel(m.b(m.n(image(x)))), n=nn.LayerNorm([5, 5], eps=TINY), b=nn.Linear(5, 5)), "no",
+    ),
+    "of a norm, and none after it": (
+        lambda: biased(lambda m, x: m.b(m.n(x)), n=nn.BatchNorm1d(4, eps=TINY), b=linear()), "no",
+    ),
+    "before a product with the input": (
+        lambda: biased(lambda m, x: per_batch(F.linear(x, m.b(x))), b=nn.Linear(4, 4)), "no",
+    ),
+    "side by side, then turned": (beside(lambda y, z, x: torch.cat([y, z], 1).transpose(1, 2), per_channel), "no"),
+}  # fmt: skip
+
+ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER, **SHIFTS}
 
 
 def answer(build, x):
