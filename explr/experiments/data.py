@@ -65,10 +65,10 @@ class Dataset:
                 raise ExplrError(
                     f"{split}_images of {self.name}: {images.dtype} {tuple(images.shape)} is not uint8 (N, 3, H, W)."
                 )
-            if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels) or int(labels.min()) < 0:
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
                 raise ExplrError(
                     f"{split}_labels of {self.name}: {labels.dtype} {tuple(labels.shape)} is not int64 ({len(images)},), one "
-                    "class from 0 for each of at least one image."
+                    "for each of at least one image."
                 )
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise ExplrError(

@@ -96,9 +96,7 @@ def train_together(
     arms: list[Arm] = []
     with _orderly_end(arms, device, len(configs)):
         data = (data or cifar10()).to(device)
-        if int(data.test_labels.max()) > int(data.train_labels.max()):
-            classes = f"{int(data.train_labels.max()) + 1} classes, its test images {int(data.test_labels.max()) + 1}"
-            raise ExplrError(f"the training images of {data.name} have {classes}: a network knows only those it is trained on.")
+        _check_classes(data)
         arms += _make_arms(configs, data, compiled)
         return _train(arms, [Path(path) for path in checkpoints or []])
 
@@ -185,6 +183,16 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         return picked
     except (RuntimeError, AssertionError) as error:
         raise ExplrError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): use 'cpu'.") from error
+
+
+def _check_classes(data: Dataset) -> None:
+    least, classes = int(data.train_labels.min()), int(data.train_labels.max()) + 1
+    if least < 0 or int(data.test_labels.min()) < 0 or int(data.test_labels.max()) >= classes:
+        raise ExplrError(
+            f"the training labels of {data.name} go from {least} to {classes - 1}, its test labels from "
+            f"{int(data.test_labels.min())} to {int(data.test_labels.max())}: a network knows the classes from 0 to "
+            "the last that it is trained on."
+        )
 
 
 def _check_invariant(arm: Arm) -> None:

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,31 +88,49 @@ def test_git_ignores_what_a_kill_leaves():
     assert f"*{files._PART}" in ignored
 
 
-@pytest.mark.parametrize("moment", ["checkpoint written", "checkpoint in place", "record written", "record in place"])
-def test_an_experiment_that_was_killed_ends_as_one_that_was_not(data, tmp_path, monkeypatch, moment):
-    one = dataclasses.replace(TINY, precision="float32")
-    monkeypatch.setitem(EXPERIMENTS, "one", Experiment("one run", lambda epochs, steps: {"one": one}, 1))
+MOMENTS = ["checkpoint written", "checkpoint in place", "record written", "record in place"]
+ONE = Experiment("one run", lambda epochs, steps: {"one": dataclasses.replace(TINY, precision="float32")}, 1)
 
-    def make(results):
-        return [run for _, _, run in run_experiment("one", data, epochs=2, device="cpu", results=results)]
 
-    def die():
-        replace, name = Path.replace, ".checkpoint" if "checkpoint" in moment else ".json"
+def make(results):
+    EXPERIMENTS["one"] = ONE
+    images = synthetic(train=40, test=20)
+    return [run for _, _, run in run_experiment("one", images, epochs=2, device="cpu", results=results)]
 
-        def replace_and_die(self, target):
-            if target.suffix == name and "written" in moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+
+def make_until(moment, results):
+    replace, suffix = Path.replace, ".checkpoint" if "checkpoint" in moment else ".json"
+
+    def replace_and_die(self, target):
+        if "in place" in moment or target.suffix != suffix:
             replace(self, target)
-            if target.suffix == name:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if target.suffix == suffix:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        Path.replace = replace_and_die
-        make(tmp_path / "killed")
+    Path.replace = replace_and_die
+    make(results)
 
-    killed(die)
-    (plain,), (resumed,) = make(tmp_path / "plain"), make(tmp_path / "killed")
+
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory):
+    """Return a folder with the results of an experiment that was killed at each of the moments.
+
+    A fresh process forks for each: this one may have threads, which do not survive a fork.
+    """
+    place = tmp_path_factory.mktemp("killed")
+    code = "import sys, pathlib\nfrom tests.experiments.test_damage import *\nfor moment in MOMENTS:\n"
+    code += "    killed(lambda: make_until(moment, pathlib.Path(sys.argv[1]) / moment))\n"
+    subprocess.run([sys.executable, "-c", code, place], cwd=Path(__file__).parents[2], check=True)
+    return place
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_experiment_that_was_killed_ends_as_one_that_was_not(killed_runs, tmp_path, monkeypatch, moment):
+    monkeypatch.setitem(EXPERIMENTS, "one", ONE)
+    folder = record_folder("one", epochs=2, stand_in=True, results=killed_runs / moment)
+    assert litter(folder) != []
+    (plain,), (resumed,) = make(tmp_path), make(killed_runs / moment)
     assert (resumed.history, resumed.weight_norms) == (plain.history, plain.weight_norms)
-    folder = record_folder("one", epochs=2, stand_in=True, results=tmp_path / "killed")
     assert litter(folder) == [] and [path.name for path in folder.iterdir()] == ["one-seed0.json"]
 
 

@@ -279,10 +279,17 @@ def test_a_device_is_tried_before_it_is_believed(monkeypatch):
         pick_device("cpu")
 
 
-def test_a_class_that_only_test_images_have_is_refused_before_anything_is_trained(data):
-    few = dataclasses.replace(data, train_labels=data.train_labels.clamp(max=8), name="gratings")
-    with pytest.raises(ExplrError, match="training images of gratings have 9 classes, its test images 10"):
-        train(TINY, few, device="cpu")
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda data: {"train_labels": data.train_labels.clamp(max=8)}, "from 0 to 8, its test labels from 0 to 9"),
+        (lambda data: {"train_labels": data.train_labels - 1}, "from -1 to 8"),
+        (lambda data: {"test_labels": data.test_labels - 1}, "from 0 to 9, its test labels from -1 to 8"),
+    ],
+)
+def test_a_class_that_no_network_could_know_is_refused_before_anything_is_trained(data, change, part):
+    with pytest.raises(ExplrError, match=part):
+        train(TINY, dataclasses.replace(data, **change(data)), device="cpu")
 
 
 def test_diverged_run_stops_and_names_the_step(data, monkeypatch):
