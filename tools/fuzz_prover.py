@@ -176,10 +176,27 @@ STEPS: dict[str, Step] = {
     "other running": lambda m, i, x, y: x + m.norms[0].running_mean,
     "batches": lambda m, i, x, y: x * m.norms[i].num_batches_tracked.clamp(min=1),
     "alias": lambda m, i, x, y: x @ m.alias,
+    "attention": lambda m, i, x, y: F.scaled_dot_product_attention(m.frozen(x)[None], m.biased[i](y)[None], x[None])[0],
+    "scores": lambda m, i, x, y: (x @ m.biased[i](y).t() / 2).softmax(-1) @ y,
+    "beside": lambda m, i, x, y: m.linears[i](
+        F.batch_norm(torch.cat([m.biased[i](y), x], 1), None, None, training=True)[:, 2:6]
+    ),
     "frozen": lambda m, i, x, y: x @ m.frozen.weight.T,
 }
 # What a random network has more of: without norms nothing is claimed.
-COMMON = ("linear", "layer norm", "batch norm", "rms", "relu", "linear", "batch norm", "layer norm", "biased", "add")
+COMMON = (
+    "linear",
+    "layer norm",
+    "batch norm",
+    "rms",
+    "relu",
+    "linear",
+    "batch norm",
+    "layer norm",
+    "biased",
+    "add",
+    "attention",
+)
 
 
 class Program(nn.Module):
