@@ -237,7 +237,7 @@ def concatenate(call: Call) -> Degree:
             parts += degree.parts if apart(degree, axis) else [call.agree([tensor])]
         else:
             part = degree if apart(degree, axis) else call.agree([tensor])
-            parts.append(replace(part, place=None) if isinstance(part, Shifted) else part)
+            parts.append(replace(part, axes=frozenset((axis,)), place=None) if isinstance(part, Shifted) else part)
     first = next((part for part in parts if part is not None), None)
     if all(part is None or part == first for part in parts):
         return call.given(first)

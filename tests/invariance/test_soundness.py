@@ -549,6 +549,13 @@ SHIFTS = {
     "before a product with the input": (
         lambda: biased(lambda m, x: per_batch(F.linear(x, m.b(x))), b=nn.Linear(4, 4)), "no",
     ),
+    "side by side, of one channel each": (
+        lambda: biased(lambda m, x: torch.cat([(y := m.b(x)[1:]), -y], 1).softmax(1), b=nn.Linear(4, 1)), "no",
+    ),
+    "side by side, of one channel each, beside zeros": (
+        lambda: biased(lambda m, x: torch.cat([(y := m.b(x)[1:]), torch.zeros_like(y)], 1).softmax(1),
+        b=nn.Linear(4, 1)), "no",
+    ),
     "side by side, then turned": (beside(lambda y, z, x: torch.cat([y, z], 1).transpose(1, 2), per_channel), "no"),
 }  # fmt: skip
 
