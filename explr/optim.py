@@ -59,8 +59,8 @@ class ExpLR(LRScheduler):
     Call :meth:`step` exactly where the wrapped scheduler's own was called, after every update or once an epoch: it moves the
     wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
     accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
-    the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has all
-    parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: any one alone is of another run.
+    the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has
+    all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: any one alone is of another run.
 
     =============================  ===================================================================================
     loop                           what to write instead
@@ -592,8 +592,8 @@ class ExpLR(LRScheduler):
         if self.norms is not None and (owner := _GROWN_BY.get(self.norms.model)) is not None and owner() is not self:
             raise ExplrError(
                 "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that "
-                "one; for a new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have all "
-                "parameters of a model."
+                "one; for a new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have "
+                "all parameters of a model."
             )
         if self._lacks_state:
             raise ExplrError(
@@ -710,7 +710,8 @@ class ExpLR(LRScheduler):
         if self.dry:
             raise ExplrError(
                 f"the {self.updates} updates before this one, which has a closure, had no gradient at all, as in a loop "
-                "that only looks at rates (ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and ExpLR anew."
+                "that only looks at rates (ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and "
+                "ExpLR anew."
             )
         return moved
 
