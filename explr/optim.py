@@ -60,7 +60,11 @@ class ExpLR(LRScheduler):
     wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
     accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
     the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has
+<<<<<<< HEAD
     all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: each alone is of another run.
+=======
+    all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: any one alone is of another run.
+>>>>>>> 07e68f42409a3f32b779a80a45b0ccf39deb41e0
 
     =============================  ===================================================================================
     loop                           what to write instead

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from explr.invariance.degrees import CONSTANT, Degree, Findings, Shifted, Vector, combine
-from explr.invariance.graph import arguments_of, nodes_in, operation_name
+from explr.invariance.graph import arguments_of, nodes_in, operation_name, tensors_of
+from explr.invariance.memory import place_of
 
 BY_NUMBERS = "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
 
@@ -67,13 +69,19 @@ class Call:
                 total = combine(total, self.agree([argument])) if argument is not None else total
         return total
 
-    def shifted(self, axis: int, degree: Vector | None, shifts: Iterable[Vector | None]) -> Degree:
-        """Return the degree of a sum with numbers that depend on the index along an axis alone."""
+    def shifted(self, axes: Iterable[int], degree: Vector | None, shifts: Iterable[Vector | None]) -> Degree:
+        """Return the degree of an output that is a sum with numbers that depend on the index along some axes alone."""
         kept: list[Vector] = []
         for shift in shifts:
             if shift is not None and shift != degree and shift not in kept:
                 kept.append(shift)
-        return Shifted(axis, degree, tuple(kept), self.node) if kept else degree
+        if not kept:
+            return degree
+        return Shifted(frozenset(axes), degree, tuple(kept), place_of(tensors_of(self.node)[0]), self.node)
+
+    def given(self, degree: Degree) -> Degree:
+        """Return the degree of an output with the axes of an input."""
+        return replace(degree, place=place_of(tensors_of(self.node)[0])) if isinstance(degree, Shifted) else degree
 
     def insist(self, kind: str = "unknown operation", remedy: str = BY_NUMBERS) -> None:
         """Ask that nothing that comes in scales."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from explr.errors import ExplrError
 from explr.invariance.graph import operation_name, source_line
-from explr.invariance.memory import Memory
+from explr.invariance.memory import Memory, Place, axes_seen, place_of
 
 Vector = Mapping[str, Fraction]  # parameter name → degree; a name that is missing has degree 0
 CONSTANT: Vector = {}
@@ -68,7 +68,7 @@ def apart(degree: Degree, axis: int) -> bool:
     """Tell whether whatever differs in degree is told apart by the index along this axis alone."""
     if isinstance(degree, Parts):
         return degree.axis == axis and all(apart(part, axis) for part in degree.parts)
-    return not isinstance(degree, Shifted) or degree.axis == axis
+    return not isinstance(degree, Shifted) or degree.axes <= {axis}
 
 
 def distinct_vectors(degrees: Iterable[Degree]) -> tuple[Vector, ...]:
@@ -94,14 +94,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Shifted:
-    """A tensor plus numbers per channel, such as a bias, of other degrees.
+    """A tensor plus numbers of other degrees that depend on the index along some axes alone, such as a bias per channel.
 
-    A norm with statistics per channel takes them away again; most other operations ask that all agree.
+    A norm with statistics per channel takes them away again, and so does a softmax along another axis; most other operations
+    ask that all agree. The axes are those of one view of the memory, which ``place`` tells from others.
     """
 
-    axis: int
+    axes: frozenset[int]
     degree: Vector | None
     shifts: tuple[Vector, ...]
+    place: Place | None  # None as one of the parts of another tensor
     node: fx.Node = field(compare=False)
 
 
@@ -156,6 +158,12 @@ class Findings:
                 f"{operation_name(arg)} gives a tensor that the analysis of scale invariance cannot follow"
                 f"{' at ' + source_line(arg) if source_line(arg) else ''}. Use explr.lemma1, which goes by numbers."
             )
+        if len(found) == 1 and isinstance(shifted := found[0], Shifted):
+            place = place_of(value)
+            axes = axes_seen(shifted.axes, shifted.place, place)
+            if axes is None:
+                return Parts(-1, tuple(vectors_of(shifted)), shifted.node)
+            return replace(shifted, axes=axes, place=place)
         if len(found) <= 1:
             return found[0] if found else None
         return Parts(-1, tuple(vector for degree in found for vector in vectors_of(degree)), arg)

@@ -58,6 +58,80 @@ def fills(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() == high - low and 0 not in tensor.stride()
 
 
+@dataclass(frozen=True)
+class Place:
+    """How a tensor lies in its storage; sizes that are data are kept as text, and equal only themselves."""
+
+    storage: int
+    dtype: str
+    sizes: tuple[int | str, ...]
+    strides: tuple[int | str, ...]
+    offset: int | str
+
+
+def place_of(tensor: Tensor) -> Place | None:
+    """Return how a tensor lies in its storage; None for one without strides."""
+
+    def known(size: object) -> int | str:
+        return size if isinstance(size, int) else str(size)
+
+    try:
+        strides, offset = tuple(map(known, tensor.stride())), known(tensor.storage_offset())
+    except (RuntimeError, NotImplementedError):
+        return None
+    return Place(storage_key(tensor), str(tensor.dtype), tuple(map(known, tensor.shape)), strides, offset)
+
+
+def axes_seen(axes: frozenset[int], place: Place | None, other: Place | None) -> frozenset[int] | None:
+    """Return along which axes of another view of the same memory that differs which differs along these axes of a tensor.
+
+    An address in a dense tensor is a number whose digits are the indices. An axis of a view that changes one digit, and never
+    carries, moves along that axis of the tensor alone. Returns None where this cannot be said.
+    """
+    if place is None or other is None:
+        return None
+    if place == other:
+        return axes
+    if (place.storage, place.dtype) != (other.storage, other.dtype):
+        return None
+    sizes, strides, offset = _numbers(place.sizes), _numbers(place.strides), _numbers((place.offset, other.offset))
+    seen_sizes, seen_strides = _numbers(other.sizes), _numbers(other.strides)
+    if sizes is None or strides is None or offset is None or seen_sizes is None or seen_strides is None or 0 in sizes:
+        return None
+    digits: list[list[int]] = []  # of what they are worth, how many there are, whether they are of our axes, the largest met
+    dense = 1
+    for stride, size, mine in sorted(
+        (t, n, axis in axes) for axis, (n, t) in enumerate(zip(sizes, strides, strict=True)) if n > 1
+    ):
+        if stride != dense:
+            return None
+        dense *= size
+        if digits and digits[-1][2] == mine:
+            digits[-1][1] *= size
+        else:
+            digits.append([stride, size, mine, 0])
+    start = offset[1] - offset[0]
+    for digit in reversed(digits):
+        digit[3], start = divmod(start, digit[0])
+    found = set()
+    for axis, (size, stride) in enumerate(zip(seen_sizes, seen_strides, strict=True)):
+        if size <= 1 or stride == 0:
+            continue
+        digit = next((digit for digit in reversed(digits) if digit[0] <= stride), [0, 0, 0, 0])
+        if not digit[0] or stride % digit[0]:
+            return None
+        digit[3] += stride // digit[0] * (size - 1)
+        if digit[2]:
+            found.add(axis)
+    fits = start == 0 and all(0 <= met < count for _, count, _, met in digits)
+    return frozenset(found) if fits else None
+
+
+def _numbers(sizes: tuple[int | str, ...]) -> list[int] | None:
+    numbers = [size for size in sizes if isinstance(size, int)]
+    return numbers if len(numbers) == len(sizes) else None
+
+
 @dataclass
 class _Region(Generic[Degree]):
     low: float

@@ -64,7 +64,7 @@ _DISCRETE = """
     sym_constrain_range
 """
 _NONLINEAR = """
-    gelu silu sigmoid tanh exp exp2 expm1 log log2 log10 log1p softmax _softmax log_softmax _log_softmax softmin logsumexp
+    gelu silu sigmoid tanh exp exp2 expm1 log log2 log10 log1p softmin logsumexp
     logcumsumexp hardswish hardsigmoid hardtanh mish softplus elu selu celu log_sigmoid logsigmoid erf erfc erfinv sin cos
     tan asin acos atan sinh cosh asinh acosh atanh softshrink hardshrink glu alpha_dropout feature_alpha_dropout floor ceil
     round trunc frac remainder fmod logit lstm gru rnn_tanh rnn_relu cumprod multinomial cross_entropy_loss nll_loss
@@ -81,11 +81,13 @@ _INDIFFERENT = (r.fixed, r.free, r.fill, r.copy, r.random)  # rules for operatio
 
 # Keyed by the name of the ATen operation without the underscore of its in-place variant; the overload does not matter.
 _RULES: dict[str, Rule] = {
-    **_table(r.same, _VIEWS + _LINEAR),
+    **_table(r.seen, _VIEWS),
+    **_table(r.same, _LINEAR),
     **_table(r.norm, "norm linalg_vector_norm linalg_norm"),
     **_table(r.channelwise, _CHANNELWISE),
     **_table(r.values_and_indices, _WITH_INDICES),
     **_table(r.nonlinear, _NONLINEAR),
+    **_table(r.softmax, "softmax _softmax log_softmax _log_softmax"),
     **_table(r.fixed, _DISCRETE),
     **_table(r.free, _ZEROS),
     **_table(r.random, "bernoulli uniform normal random exponential geometric cauchy log_normal"),
@@ -96,10 +98,12 @@ _RULES: dict[str, Rule] = {
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution",
     ),
     **_table(r.affine("input1", "input2", "weight"), "bilinear"),
-    **_table(r.product("self", "other"), "mul multiply matmul vdot inner kron tensordot cross linalg_cross"),
+    **_table(r.times, "mul multiply"),
+    **_table(r.matmul("self", "other"), "matmul"),
+    **_table(r.product("self", "other"), "vdot inner kron tensordot cross linalg_cross"),
     **_table(r.product("input", "other"), "linalg_matmul"),
     **_table(r.product("x", "y"), "linalg_vecdot"),
-    **_table(r.product("self", "mat2"), "mm bmm"),
+    **_table(r.matmul("self", "mat2"), "mm bmm"),
     **_table(r.product("self", "vec"), "mv"),
     **_table(r.product("self", "tensor"), "dot"),
     **_table(r.product("self", "vec2"), "outer ger"),

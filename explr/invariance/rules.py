@@ -5,8 +5,10 @@ A rule takes a ``Call``, gives a degree (or several, one per output) and asks fo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
-from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, apart, combine
-from explr.invariance.graph import PER_CHANNEL, nodes_in, tensors_of
+from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, apart, combine, degree_of_constant
+from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_key, storage_of, tensors_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
@@ -38,7 +40,14 @@ def same(call: Call) -> Degree:
 
 def view(call: Call) -> Degree:
     """As same; but the bits of a number, read as another type, say nothing about its size."""
-    return nonlinear(call) if "dtype" in call.arguments else same(call)
+    return nonlinear(call) if "dtype" in call.arguments else seen(call)
+
+
+def seen(call: Call) -> Degree:
+    """As same; what is told apart by axes is looked at again by whoever reads the view."""
+    degree = call.raw(call.first)
+    shared = all(storage_key(out) == storage_of(call[call.first]) for out in tensors_of(call.node))
+    return degree if isinstance(degree, Shifted) and call.is_view and shared else same(call)
 
 
 def values(call: Call) -> list[Degree]:
@@ -52,12 +61,11 @@ def channelwise(call: Call) -> Degree:
     degree = call.raw(call.first)
     if isinstance(degree, Parts | Shifted):
         spatial = re.search(r"([123])d", call.operation)
-        if not apart(degree, degree.axis) or degree.axis >= call[call.first].meta["val"].ndim - int(
-            spatial[1] if spatial else 0
-        ):
+        outer = range(call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0))
+        if not (degree.axes <= set(outer) if isinstance(degree, Shifted) else degree.axis in outer):
             return call.degree(call.first)
     if _keeps_shift(call):
-        return degree
+        return call.given(degree)
     if isinstance(degree, Parts):
         return Parts(degree.axis, tuple(call.found.agree(call.node, [part]) for part in degree.parts), degree.node)
     return call.degree(call.first)
@@ -129,8 +137,8 @@ def affine(*factors: str) -> Rule:
         shifts = [] if bias is None else [call.degree("bias")]
         if len(factors) == 2 and isinstance(x := call.raw("input"), Shifted) and _spreads_shift(call, x):
             by = call.degree("weight")
-            return call.shifted(axis, combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
-        return call.shifted(axis, call.product(factors), shifts)
+            return call.shifted([axis], combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
+        return call.shifted([axis], call.product(factors), shifts)
 
     return rule
 
@@ -139,18 +147,32 @@ def _spreads_shift(call: Call, x: Shifted) -> bool:
     """Tell whether numbers per channel come out as numbers per channel: not so at the borders, where there are zeros."""
     ndim, weight = call["input"].meta["val"].ndim, call["weight"].meta["val"]
     if call.operation == "linear":
-        return weight.ndim == 2 and x.axis == ndim - 1
+        return weight.ndim == 2 and x.axes <= {ndim - 1}
     padding = call["padding"]
     pads = padding != "valid" if isinstance(padding, str) else any(not isinstance(p, int) or p for p in _listed(padding))
-    return call.operation in ("conv1d", "conv2d", "conv3d") and x.axis == ndim - weight.ndim + 1 and not pads
+    return call.operation in ("conv1d", "conv2d", "conv3d") and x.axes <= {ndim - weight.ndim + 1} and not pads
 
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def times(call: Call) -> Degree:
+    """A product."""
+    return call.given(call.raw("self")) if _by_a_number(call) else product("self", "other")(call)
+
+
+def _by_a_number(call: Call) -> bool:
+    """Tell whether what carries a shift is multiplied by a number, or divided, which leaves it as it is."""
+    number = call["other"]
+    plain = isinstance(number, int | float) and degree_of_constant(number) is not None
+    return plain and isinstance(call["self"], fx.Node) and isinstance(call.raw("self"), Shifted)
+
+
 def divide(call: Call) -> Degree:
     """A quotient: the difference of degrees."""
+    if call["rounding_mode"] is None and _by_a_number(call):
+        return call.given(call.raw("self"))
     if call["rounding_mode"] is not None:
         return nonlinear(call)
     return combine(call.degree("self"), zero_as_constant(call.degree("other")), Fraction(-1))
@@ -180,9 +202,24 @@ def sum_of(*names: str) -> Callable[[Call], Degree]:
             if vector and 0 < size <= TINY:
                 call.found.eps.append(Eps(call.node, tensors[0], vector, size))
                 return vector
+        if call.operation in ("add", "sub") and len(tensors) == len(names) and (total := _sum_with_shifts(call, tensors)):
+            return total
         return call.agree(arguments)
 
     return rule
+
+
+def _sum_with_shifts(call: Call, tensors: list[fx.Node]) -> Shifted | None:
+    """Return the degree of a sum of which some terms carry shifts along the same axes of the output."""
+    degrees = [call.found.degree(tensor) for tensor in tensors]
+    shifted = [degree for degree in degrees if isinstance(degree, Shifted)]
+    ndims = {t.meta["val"].ndim for t, degree in zip(tensors, degrees, strict=True) if isinstance(degree, Shifted)}
+    if ndims != {call.node.meta["val"].ndim} or any(isinstance(degree, Parts) for degree in degrees):
+        return None
+    one = call.found.agree(call.node, [degree.degree if isinstance(degree, Shifted) else degree for degree in degrees])
+    axes = frozenset[int]().union(*(degree.axes for degree in shifted))
+    total = call.shifted(axes, one, [shift for degree in shifted for shift in degree.shifts])
+    return total if isinstance(total, Shifted) else None
 
 
 def concatenate(call: Call) -> Degree:
@@ -199,10 +236,11 @@ def concatenate(call: Call) -> Degree:
         if isinstance(degree, Parts):
             parts += degree.parts if apart(degree, axis) else [call.agree([tensor])]
         else:
-            parts.append(degree if apart(degree, axis) else call.agree([tensor]))
+            part = degree if apart(degree, axis) else call.agree([tensor])
+            parts.append(replace(part, axes=frozenset((axis,)), place=None) if isinstance(part, Shifted) else part)
     first = next((part for part in parts if part is not None), None)
     if all(part is None or part == first for part in parts):
-        return first
+        return call.given(first)
     return Parts(axis, tuple(parts), call.node)
 
 
@@ -223,6 +261,9 @@ def scatter(call: Call) -> Degree:
     """Some entries replaced: they must grow as the rest."""
     if call["reduce"] in ("prod", "multiply"):
         return nonlinear(call)
+    x = call.raw("self") if call.operation == "masked_fill" and call["value"] == -math.inf else None
+    if isinstance(x, Shifted) and call["self"].meta["val"].ndim == call.node.meta["val"].ndim:
+        return call.given(x)  # what is added to -inf leaves it there
     return call.agree(a for a in (call[name] for name in ("self", "src", "source", "value", "values")) if a is not None)
 
 
@@ -348,7 +389,7 @@ def normalise(call: Call) -> Degree | list[Degree]:
     given: Degree = scale
     if bias is not None and (call.operation not in NORMS_OF_AXES or len(call["normalized_shape"]) == 1):
         axis = call["input"].meta["val"].ndim - 1 if call.operation in NORMS_OF_AXES else 1
-        given = call.shifted(axis, scale, [call.degree("bias")])
+        given = call.shifted([axis], scale, [call.degree("bias")])
     elif bias is not None:
         given = call.join(scale, "bias")
     return [given, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
@@ -370,13 +411,38 @@ def cosine_similarity(call: Call) -> Degree:
 
 def attention(call: Call) -> list[Degree]:
     """Linear in the values; the scores, products of queries and keys, go through a softmax."""
-    scores = combine(call.degree("query"), call.degree("key"))
+    key, alone = call.raw("key"), call.operation == "scaled_dot_product_attention"  # others give the sum of the softmax, too
+    by_key = isinstance(key, Shifted) and alone and call["key"].meta["val"].ndim - 2 not in key.axes
+    scores = combine(call.degree("query"), key.degree if by_key and isinstance(key, Shifted) else call.degree("key"))
     call.require(
         scores, "nonlinear", "Normalise queries and keys without trainable affine (QK norm), or freeze their projections."
     )
     if isinstance(call["attn_mask"], fx.Node):
         call.require(call.degree("attn_mask"), "nonlinear", "Freeze the attention bias.")
     return [call.degree("value"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+
+
+def matmul(*factors: str) -> Rule:
+    """Bilinear; what is added to all columns of the second matrix is added to all of a row of the product."""
+
+    def rule(call: Call) -> Degree:
+        first, second, output = (*(call[name].meta["val"] for name in factors), call.node.meta["val"])
+        right = call.raw(factors[1])
+        if not isinstance(right, Shifted) or first.ndim < 2 or second.ndim < 2 or second.ndim - 1 in right.axes:
+            return call.product(factors)
+        by = call.degree(factors[0])
+        return call.shifted(range(output.ndim - 1), combine(by, right.degree), [combine(by, shift) for shift in right.shifts])
+
+    return rule
+
+
+def softmax(call: Call) -> Degree:
+    """As nonlinear; but what is added to all along its axis, it takes away."""
+    x, dim = call.raw(call.first), call["dim"]
+    if isinstance(x, Shifted) and isinstance(dim, int) and dim % call[call.first].meta["val"].ndim not in x.axes:
+        call.require(x.degree, "nonlinear", SMOOTH)
+        return CONSTANT
+    return nonlinear(call)
 
 
 def nonlinear(call: Call) -> Degree:

@@ -1,5 +1,7 @@
 """A number that is added to all of a channel: which operations hand it on to a norm that takes it away, and which do not."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.func import functional_call
 
 from explr import ExplrError
 from explr.invariance import scale_invariance
+from explr.invariance.memory import axes_seen, place_of
 
 TINY = 1e-30
 
@@ -75,3 +78,48 @@ def test_a_frozen_offset_and_a_trained_gain_before_a_linear_layer():
     report = scale_invariance(model, torch.randn(6, 4, dtype=torch.float64))
     assert report.alone == ("0.weight", "1.weight", "1.bias"), report.table()
     assert report.largest_part(report.alone) == ["1.weight", "1.bias"]
+
+
+def test_what_a_view_sees_of_an_axis_is_what_numbers_see():
+    """Tensors that differ along some axes alone, and views of their memory at random, most of which are no plain ones."""
+    chance, told = random.Random(0), 0
+    for _ in range(2000):
+        sizes = [chance.randint(1, 4) for _ in range(chance.randint(1, 4))]
+        order = chance.sample(range(len(sizes)), len(sizes))
+        axes = frozenset(axis for axis in range(len(sizes)) if chance.random() < 0.5)
+        tensor = torch.empty([sizes[axis] for axis in order]).permute([order.index(axis) for axis in range(len(sizes))])
+        index = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+        tensor.copy_(sum((4**axis * index[axis] for axis in axes), torch.zeros(sizes)))
+        view = view_at_random(chance, tensor)
+        seen = axes_seen(axes, place_of(tensor), place_of(view))
+        if seen is not None:
+            told += 1
+            for axis in set(range(view.ndim)) - seen:
+                assert (view == view.narrow(axis, 0, 1)).all(), (tensor.shape, tensor.stride(), axes, view.shape, view.stride())
+    assert told > 600
+
+
+def view_at_random(chance, tensor):
+    whole = tensor.numel()
+    if chance.random() < 0.3:  # anything that fits
+        sizes = [chance.randint(1, 3) for _ in range(chance.randint(1, 3))]
+        strides = [chance.randint(0, 5) for _ in sizes]
+        offset = chance.randint(0, 2)
+        if offset + sum((n - 1) * t for n, t in zip(sizes, strides, strict=True)) < whole:
+            return torch.as_strided(tensor, sizes, strides, offset)
+    for _ in range(chance.randint(0, 3)):
+        axis = chance.randrange(tensor.ndim)
+        kind = chance.choice(("transpose", "slice", "select", "split", "flatten", "expand"))
+        if kind == "transpose":
+            tensor = tensor.transpose(axis, chance.randrange(tensor.ndim))
+        elif kind == "slice":
+            tensor = tensor.narrow(axis, tensor.shape[axis] // 2, 1 + (tensor.shape[axis] - 1) // 2)
+        elif kind == "select" and tensor.ndim > 1:
+            tensor = tensor.select(axis, -1)
+        elif kind == "split" and tensor.shape[axis] == 4:
+            tensor = tensor.unflatten(axis, (2, 2))
+        elif kind == "flatten" and axis and tensor.stride(axis - 1) == tensor.shape[axis] * tensor.stride(axis):
+            tensor = tensor.flatten(axis - 1, axis)
+        elif kind == "expand":
+            tensor = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], 2, *tensor.shape[axis:])
+    return tensor

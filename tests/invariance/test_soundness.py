@@ -549,8 +549,124 @@ SHIFTS = {
     "before a product with the input": (
         lambda: biased(lambda m, x: per_batch(F.linear(x, m.b(x))), b=nn.Linear(4, 4)), "no",
     ),
+    "side by side, of one channel each": (
+        lambda: biased(lambda m, x: torch.cat([(y := m.b(x)[1:]), -y], 1).softmax(1), b=nn.Linear(4, 1)), "no",
+    ),
+    "side by side, of one channel each, beside zeros": (
+        lambda: biased(lambda m, x: torch.cat([(y := m.b(x)[1:]), torch.zeros_like(y)], 1).softmax(1),
+        b=nn.Linear(4, 1)), "no",
+    ),
     "side by side, then turned": (beside(lambda y, z, x: torch.cat([y, z], 1).transpose(1, 2), per_channel), "no"),
 }  # fmt: skip
+
+
+class Heads(nn.Module):
+    """Attention with projections of their own, two heads, of which only the key's bias trains."""
+
+    def __init__(self, scores, keys=lambda k: k, before=lambda y: y):
+        super().__init__()
+        self.q, self.key, self.v = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scores, self.keys, self.before = scores, keys, before
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name == "key.bias")
+            nn.init.normal_(parameter)
+
+    def forward(self, x):
+        x = x[:, None] * WAVES.flatten()[:5, None]  # samples, places, features
+        q, k, v = (f(x).view(-1, 5, 2, 2).transpose(1, 2) for f in (self.q, lambda x: self.before(self.key(x)), self.v))
+        return self.scores(q, self.keys(k), v).transpose(1, 2).reshape(-1, 5, 4)
+
+
+def by_hand(function=lambda s: s.softmax(-1), join=lambda q, k: q @ k.transpose(-2, -1)):
+    return lambda q, k, v: function(join(q, k) / 2**0.5) @ v
+
+
+def causal(s):
+    return s.masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf).softmax(-1)
+
+
+SDPA = F.scaled_dot_product_attention
+KEYS = {
+    "of attention": (lambda: Heads(SDPA), "yes"),
+    "of causal attention": (lambda: Heads(lambda q, k, v: SDPA(q, k, v, is_causal=True)), "yes"),
+    "of attention with a mask": (lambda: Heads(lambda q, k, v: SDPA(q, k, v, attn_mask=WAVES.double())), "yes"),
+    "of attention, contiguous": (lambda: Heads(SDPA, lambda k: k.contiguous()), "yes"),
+    "of attention by hand": (lambda: Heads(by_hand()), "yes"),
+    "of attention by hand, causal": (lambda: Heads(by_hand(causal)), "yes"),
+    "of attention by hand, with a bias by place": (lambda: Heads(by_hand(lambda s: (s + WAVES).softmax(-1))), "yes"),
+    "of attention by hand, its logarithm": (lambda: Heads(by_hand(lambda s: s.log_softmax(-1))), "yes"),
+    "of attention over queries": (lambda: Heads(by_hand(lambda s: s.softmax(-2))), "no"),
+    "of attention with the sum": (lambda: Heads(by_hand(lambda s: s.softmax(-1) * s.logsumexp(-1, keepdim=True))), "no"),
+    "of attention without softmax": (lambda: Heads(by_hand(torch.relu)), "no"),
+    "of attention by sigmoids": (lambda: Heads(by_hand(torch.sigmoid)), "no"),
+    "of attention with finite masks": (
+        lambda: Heads(by_hand(lambda s: s.masked_fill(torch.ones(5, 5).triu(1) > 0, -2.0).softmax(-1))), "no",
+    ),
+    "of attention, scores times a mask": (lambda: Heads(by_hand(lambda s: (s * WAVES).softmax(-1))), "no"),
+    "of attention, scores beside zeros": (
+        lambda: Heads(by_hand(lambda s: torch.cat([s, torch.zeros_like(s[..., :1])], -1).softmax(-1)[..., :-1])), "no",
+    ),
+    "of attention, beside a key of zeros": (
+        lambda: Heads(lambda q, k, v: SDPA(q, torch.cat([k, 0 * k[:, :, :1]], 2), torch.cat([v, v[:, :, :1]], 2))), "no",
+    ),
+    "of attention, turned by place": (lambda: Heads(SDPA, lambda k: k * WAVES[:, :2]), "no"),
+    "of attention, normalised": (lambda: Heads(SDPA, lambda k: F.layer_norm(k, (2,))), "no"),
+    "of attention, after GELU": (lambda: Heads(SDPA, before=F.gelu), "no"),
+    "of attention among heads": (
+        lambda: Heads(lambda q, k, v: SDPA(q.mT, k.mT, v.mT).mT), "no",
+    ),
+    "of attention, places and heads confused": (
+        lambda: Heads(lambda q, k, v: SDPA(*(t.transpose(1, 2).reshape(-1, 2, 5, 2) for t in (q, k, v)))), "no",
+    ),
+    "of attention, as queries": (lambda: Heads(lambda q, k, v: SDPA(k, q, v)), "no"),
+    "of attention, as values": (lambda: Heads(lambda q, k, v: SDPA(q, k, k)), "no"),
+    "of attention, as both": (lambda: Heads(lambda q, k, v: SDPA(k, k, v)), "no"),
+    "of attention, every other written": (lambda: Heads(SDPA, lambda k: torch.cat([k[:, :, :2], k[:, :, 2:] * 2], 2)), "no"),
+    "of attention, written through a view": (lambda: Heads(SDPA, before=doubled_in_part), "no"),
+    "of attention, copied through a view": (lambda: Heads(SDPA, before=copied_in_part), "no"),
+    "of attention, negated through a view": (lambda: Heads(SDPA, before=negated_in_part), "no"),
+}  # fmt: skip
+
+
+def doubled_in_part(k):
+    k = k.clone()
+    k.view(-1, 4)[::2].mul_(2)
+    return k
+
+
+def copied_in_part(k):
+    k = k.clone()
+    k[:, 1].copy_(k[:, 0] * 0)
+    return k
+
+
+def negated_in_part(k):
+    k = k.clone()
+    k[:, :2].neg_()
+    return k
+
+
+SUMS = {
+    "on a stream": (
+        lambda: biased(lambda m, x: per_batch(m.c(m.a(image(x)) + m.b(image(x)) + image(x)[..., 2:, 2:])), a=conv(), b=conv(),
+        c=conv(1)), "yes",
+    ),
+    "on a stream, of one place": (
+        lambda: biased(lambda m, x: per_batch(image(x) + m.a(image(x))[..., :1, :1]), a=conv()), "yes",
+    ),
+    "on a stream, turned": (
+        lambda: biased(lambda m, x: per_batch(m.a(image(x)) + m.b(image(x)).transpose(1, 2)), a=nn.Conv2d(4, 3, 3),
+        b=nn.Conv2d(4, 3, 3)), "no",
+    ),
+    "on a stream, of fewer axes": (
+        lambda: biased(lambda m, x: per_batch(image(x)[..., :4] + m.a(x)[0]), a=nn.Linear(4, 4)), "no",
+    ),
+    "on a stream, before ReLU": (
+        lambda: biased(lambda m, x: per_batch(F.relu(m.a(image(x)) + image(x)[..., 2:, 2:])), a=conv()), "no",
+    ),
+}  # fmt: skip
+SHIFTS |= {f"a key's bias, {name}": case for name, case in KEYS.items()}
+SHIFTS |= {f"biases {name}": case for name, case in SUMS.items()}
 
 ADVERSARIES = {**ALIASING, **STATE, **STATISTICS, **OTHER, **SHIFTS}
 
