@@ -95,8 +95,8 @@ class InvarianceReport:
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.
 
-        The first group is the largest set of parameters that leaves the output as it is when scaled together; the second holds
-        the rest (a trainable head, affine parameters) and is marked ``scale_invariant=False``, so that it keeps its learning
+        The first group is the largest set of parameters that leaves the output as it is when scaled together, such that the
+        running statistics of all norms can follow (:meth:`largest_part`); the second holds the rest (a trainable head, affine parameters) and is marked ``scale_invariant=False``, so that it keeps its learning
         rate and weight decay. A group without parameters is left out.
 
         Args:
@@ -111,9 +111,8 @@ class InvarianceReport:
         1 0.0005 True
         4 0.0005 False
         """
-        rest = set(self.rest)
-        parts = {True: [p for name, p in self._parameters.items() if name not in rest], False: []}
-        parts[False] = [self._parameters[name] for name in self.rest]
+        chosen = set(self.largest_part(self._parameters))
+        parts = {kind: [p for name, p in self._parameters.items() if (name in chosen) is kind] for kind in (True, False)}
         return [{"params": part, **options, "scale_invariant": kind} for kind, part in parts.items() if part]
 
     def invariant_in(self, parameters: Iterable[str | Tensor]) -> bool:
