@@ -51,79 +51,75 @@ _STATE = (
 class ExpLR(LRScheduler):
     r"""Replace weight decay by its exact effect on the learning rate (Li & Arora 2020, Theorem 1, for any schedule).
 
-        Takes the weight decay out of the optimizer's parameter groups and, at every ``optimizer.step()``, sets the hyper-parameters
-        with which the same optimizer without weight decay computes the same functions, provided that the loss is scale-invariant in
-        the parameters of the group. The weights themselves grow, by ``exp(log_scale)``. With heavy-ball momentum only the learning
-        rate changes; with Nesterov momentum momentum and dampening do as well, with AdamW betas and eps (:mod:`explr.recursions`).
+    Takes the weight decay out of the optimizer's parameter groups and, at every ``optimizer.step()``, sets the hyper-parameters
+    with which the same optimizer without weight decay computes the same functions, provided that the loss is scale-invariant in
+    the parameters of the group. The weights themselves grow, by ``exp(log_scale)``. With heavy-ball momentum only the learning
+    rate changes; with Nesterov momentum momentum and dampening do as well, with AdamW betas and eps (:mod:`explr.recursions`).
 
-        Call :meth:`step` exactly where the wrapped scheduler's own was called, after every update or once an epoch: it moves the
-        wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
-        accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
-        the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has
-    <<<<<<< HEAD
-        all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: each alone is of another run.
-    =======
-        all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: any one alone is of another run.
-    >>>>>>> 07e68f42409a3f32b779a80a45b0ccf39deb41e0
+    Call :meth:`step` exactly where the wrapped scheduler's own was called, after every update or once an epoch: it moves the
+    wrapped schedule, and nothing else. The growth itself goes with the updates that the optimizer takes, so gradient
+    accumulation, an update that a GradScaler skipped, and wrappers of other libraries need nothing special. Within an update
+    the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has
+    all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: each alone is of another run.
 
-        =============================  ===================================================================================
-        loop                           what to write instead
-        =============================  ===================================================================================
-        per epoch, per step, closures  nothing; the same for accumulation, GradScaler, DDP, Accelerate, Lightning
-        clipping by norm               ``scheduler.clip_grad_norm_(1.0)`` for ``clip_grad_norm_(parameters, 1.0)``
-        EMA, SWA, export, fine-tuning  ``explr.unscale(model, scheduler)`` for ``model``
-        ReduceLROnPlateau              ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``
-        Hugging Face Trainer           ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default
-        timm's schedulers              ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before
-        parts that train at times      a parameter group for each
-        a script's old checkpoint      load it before ExpLR is built; one of ExpLR after
-        =============================  ===================================================================================
+    =============================  ===================================================================================
+    loop                           what to write instead
+    =============================  ===================================================================================
+    per epoch, per step, closures  nothing; the same for accumulation, GradScaler, DDP, Accelerate, Lightning
+    clipping by norm               ``scheduler.clip_grad_norm_(1.0)`` for ``clip_grad_norm_(parameters, 1.0)``
+    EMA, SWA, export, fine-tuning  ``explr.unscale(model, scheduler)`` for ``model``
+    ReduceLROnPlateau              ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``
+    Hugging Face Trainer           ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default
+    timm's schedulers              ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before
+    parts that train at times      a parameter group for each
+    a script's old checkpoint      load it before ExpLR is built; one of ExpLR after
+    =============================  ===================================================================================
 
-        Args:
-            optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
-                (or Adam with ``decoupled_weight_decay=True``), new or under way. A group whose ``weight_decay`` is 0 keeps the rate
-                of the schedule; so does one marked ``scale_invariant=False``, which keeps its weight decay too. A CUDA graph of
-                ``optimizer.step()`` would freeze what changes at every step, and is refused.
-            scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
-                hyper-parameters and groups, and may move any of them. Without one they are constant.
-            model: the network, in training mode. :func:`explr.invariance.analysis.scale_invariance` finds the weights in which it
-                is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
-                line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
-                weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
-                on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
-                eps is negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again:
-                leave it out there.)
-            renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
-                two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-            example_inputs: what the model is called with; see :func:`explr.scaling.rescale`.
-            steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
-                it at every so many calls.
+    Args:
+        optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
+            (or Adam with ``decoupled_weight_decay=True``), new or under way. A group whose ``weight_decay`` is 0 keeps the rate
+            of the schedule; so does one marked ``scale_invariant=False``, which keeps its weight decay too. A CUDA graph of
+            ``optimizer.step()`` would freeze what changes at every step, and is refused.
+        scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
+            hyper-parameters and groups, and may move any of them. Without one they are constant.
+        model: the network, in training mode. :func:`explr.invariance.analysis.scale_invariance` finds the weights in which it
+            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
+            line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
+            weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
+            on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
+            eps is negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again:
+            leave it out there.)
+        renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
+            two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
+        example_inputs: what the model is called with; see :func:`explr.scaling.rescale`.
+        steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
+            it at every so many calls.
 
-        Attributes:
-            believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
-            in_use: what ExpLR has set instead, less the learning rate (``get_last_lr()``).
-            log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
-            log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
-            exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
-                optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
-            summary: what converts and what does not, in a line; "" where all that decays converts.
+    Attributes:
+        believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
+        in_use: what ExpLR has set instead, less the learning rate (``get_last_lr()``).
+        log_lr: natural log of η̃_t, the learning rate of the theorem, one per parameter group.
+        log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
+        exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
+            optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
+        summary: what converts and what does not, in a line; "" where all that decays converts.
 
-        Raises:
-            ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
-                activations or, with AdamW, the square of the weights' growth leaves the range of the parameters' dtype; when some
-                parameters of a group had no gradient; after somebody else has set what ExpLR sets.
+    Raises:
+        ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
+            activations or, with AdamW, the square of the weights' growth leaves the range of the parameters' dtype; when some
+            parameters of a group had no gradient; after somebody else has set what ExpLR sets.
 
-        >>> weights = torch.nn.Parameter(torch.ones(3))
-        >>> group = {"params": [weights], "scale_invariant": True}
-        >>> optimizer = torch.optim.SGD([group], lr=0.1, momentum=0.9, weight_decay=5e-4)
-        >>> scheduler = ExpLR(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2))
-        >>> for _ in range(3):
-        ...     print(f"{scheduler.get_last_lr()[0]:.8f}")
-        ...     optimizer.step()
-        ...     scheduler.step()
-        0.10000500
-        0.10001950
-        0.01000304
+    >>> weights = torch.nn.Parameter(torch.ones(3))
+    >>> group = {"params": [weights], "scale_invariant": True}
+    >>> optimizer = torch.optim.SGD([group], lr=0.1, momentum=0.9, weight_decay=5e-4)
+    >>> scheduler = ExpLR(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2))
+    >>> for _ in range(3):
+    ...     print(f"{scheduler.get_last_lr()[0]:.8f}")
+    ...     optimizer.step()
+    ...     scheduler.step()
+    0.10000500
+    0.10001950
+    0.01000304
     """
 
     log_lr: list[float]
