@@ -97,8 +97,8 @@ class InvarianceReport:
 
         The first group is the largest set of parameters that leaves the output as it is when scaled together, such that the
         running statistics of all norms can follow (:meth:`largest_part`); the second holds the rest (a trainable head, affine
-        parameters) and is marked ``scale_invariant=False``, so that it keeps its learning rate and weight decay. A group without
-        parameters is left out.
+        parameters) and is marked ``scale_invariant=False``, so that it keeps its learning rate and weight decay. A group
+        without parameters is left out.
 
         Args:
             options: what both groups share: ``lr``, ``weight_decay``, ``momentum``, ...
