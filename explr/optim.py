@@ -62,18 +62,16 @@ class ExpLR(LRScheduler):
     the parameters of a group have gradients all or none: those without torch would neither move nor decay. One optimizer has
     all parameters of a model, and a checkpoint is three states, of model, optimizer and ExpLR: each alone is of another run.
 
-    =============================  ===================================================================================
-    loop                           what to write instead
-    =============================  ===================================================================================
-    per epoch, per step, closures  nothing; the same for accumulation, GradScaler, DDP, Accelerate, Lightning
-    clipping by norm               ``scheduler.clip_grad_norm_(1.0)`` for ``clip_grad_norm_(parameters, 1.0)``
-    EMA, SWA, export, fine-tuning  ``explr.unscale(model, scheduler)`` for ``model``
-    ReduceLROnPlateau              ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``
-    Hugging Face Trainer           ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default
-    timm's schedulers              ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before
-    parts that train at times      a parameter group for each
-    a script's old checkpoint      load it before ExpLR is built; one of ExpLR after
-    =============================  ===================================================================================
+    What to write instead, loop by loop (chapter 10 of the book has the table):
+
+    - per epoch, per step, closures, accumulation, GradScaler, DDP, Accelerate, Lightning: nothing.
+    - Clipping by norm: ``scheduler.clip_grad_norm_(1.0)`` for ``clip_grad_norm_(parameters, 1.0)``.
+    - EMA, SWA, export, fine-tuning: ``explr.unscale(model, scheduler)`` for ``model``.
+    - ReduceLROnPlateau: ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``.
+    - Hugging Face Trainer: ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default.
+    - timm's schedulers: ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before.
+    - Parts that train at times: a parameter group for each.
+    - A script's old checkpoint: load it before ExpLR is built; one of ExpLR after.
 
     Args:
         optimizer: a :class:`torch.optim.SGD`, with or without Nesterov momentum or dampening, or a :class:`torch.optim.AdamW`
@@ -82,7 +80,7 @@ class ExpLR(LRScheduler):
             ``optimizer.step()`` would freeze what changes at every step, and is refused.
         scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
             hyper-parameters and groups, and may move any of them. Without one they are constant.
-        model: the network, in training mode. :func:`explr.invariance.analysis.scale_invariance` finds the weights in which it
+        model: the network, in training mode. :func:`~explr.invariance.analysis.scale_invariance` finds the weights in which it
             is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
             line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
             weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
@@ -91,7 +89,7 @@ class ExpLR(LRScheduler):
             leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-        example_inputs: what the model is called with; see :func:`explr.scaling.rescale`.
+        example_inputs: what the model is called with; see :func:`~explr.scaling.rescale`.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
             it at every so many calls.
 

@@ -55,7 +55,7 @@ class Norms:
 
     Attributes:
         parameters: those of the network, by name.
-        report: what :func:`explr.invariance.analysis.scale_invariance` found.
+        report: what :func:`~explr.invariance.analysis.scale_invariance` found.
         joint: the groups, by their positions, that must be scaled alike, in sets.
     """
 
