@@ -403,7 +403,14 @@ class ExpLR(LRScheduler):
             raise ExplrError(
                 f"the state is of the wrapped scheduler {kinds[0]}, this ExpLR has {kinds[1]}: wrap the same kind."
             )
-        self._load_wrapped(wrapped)
+        try:
+            if self.norms is not None:
+                self.norms.choose(self._scaled(state["converted"]))
+            self._load_wrapped(wrapped)
+        except ExplrError:
+            if self.norms is not None:
+                self.norms.choose(self.scaled_parameters())
+            raise
         self.__dict__.update(copy.deepcopy({**state, "in_use": in_use}))
         self._lacks_state = False
         self._broken = ""
@@ -411,7 +418,6 @@ class ExpLR(LRScheduler):
         for origin, settings in zip(self._origins, self.believed, strict=True):
             write(self._original_groups[origin], settings)
         if self.norms is not None:
-            self.norms.choose(self.scaled_parameters())
             self.norms.eps.update(eps or {})
             _GROWN_BY[self.norms.model] = weakref.ref(self)
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
@@ -565,14 +571,17 @@ class ExpLR(LRScheduler):
             write(group, {**settings, **({MARK: self.written} if converted else {})})
 
     def _write_rates(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        pairs = list(zip(self.optimizer.param_groups, self.rates, strict=True))
+        for group, rate in pairs:
             write(group, {"lr": rate})
-        pairs = zip(self.optimizer.param_groups, self.rates, strict=True)
         self._last_lr = [_rounded(rate, group["lr"]) for group, rate in pairs]
 
     def scaled_parameters(self) -> list[list[torch.Tensor]]:
         """Return the parameters that are scaled, by group."""
-        triples = zip(self.optimizer.param_groups, self._train, self.converted, strict=True)
+        return self._scaled(self.converted)
+
+    def _scaled(self, converted: list[bool]) -> list[list[torch.Tensor]]:
+        triples = zip(self.optimizer.param_groups, self._train, converted, strict=True)
         return [[p for p, train in zip(g["params"], flags, strict=True) if train and c] for g, flags, c in triples]
 
     def _check_joint(self, norms: Norms) -> None:
@@ -605,7 +614,8 @@ class ExpLR(LRScheduler):
             )
         for index, (group, set_to, lr) in enumerate(zip(groups, self.in_use, self._last_lr, strict=True)):
             check_group(index, group)
-            if type(family_of(self.optimizer, group)).__name__ != self.families[index]:
+            family = family_of(self.optimizer, group)
+            if type(family).__name__ != self.families[index]:
                 raise ExplrError(f"parameter group {index} has nesterov={group['nesterov']} now: build a new optimizer for it.")
             found = read(group, tuple(set_to))
             if self.converted[index] and found["weight_decay"]:
@@ -618,7 +628,6 @@ class ExpLR(LRScheduler):
                     f"the optimizer was loaded with the state of update {group.get(MARK)}, ExpLR is at {self.written}: "
                     "load ExpLR's state too, scheduler.load_state_dict(...)."
                 )
-            family = family_of(self.optimizer, group)
             begun = self.converted[index] and not self.dry and tuple(self.memory[index]) != family.start()
             if begun and not buffers_are_there(self.optimizer, group, family):
                 raise ExplrError(
@@ -740,8 +749,7 @@ class _Watch:
         scheduler = self.scheduler()
         if scheduler is None:
             raise ExplrError(
-                "the ExpLR of this optimizer, which took its weight decay, is gone: keep it, and call its step() after each "
-                "optimizer.step()."
+                "the ExpLR of this optimizer, which took its weight decay, is gone: keep it as long as the optimizer trains."
             )
         getattr(scheduler, self.method)()
 

@@ -836,3 +836,20 @@ def test_what_cannot_be_looked_ahead_says_so():
         schedules.future(scheduler, 3)
     with pytest.raises(ExplrError, match=r"must be a torch.optim.Optimizer itself"):
         ExpLR(net.parameters())
+
+
+def test_a_state_that_says_that_more_converts_changes_nothing():
+    """What it was loaded for is as it was: the wrapped schedule, and what follows the weights."""
+    net = network()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2), model=net)
+    early = copy.deepcopy(scheduler.state_dict())
+    for batch in batches(3):
+        update(net, optimizer, batch)
+        scheduler.step()
+    before = copy.deepcopy(scheduler.state_dict())
+    with pytest.raises(ExplrError, match="not scale-invariant"):
+        scheduler.load_state_dict({**early, "converted": [True, True]})
+    assert scheduler.state_dict() == before
+    update(net, optimizer, batches(1)[0])
+    assert scheduler.log_scale[0] > before["log_scale"][0] and net.norm.eps > 1e-5
