@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from explr.book.bounds import hold
 from explr.errors import ExplrError
 
 # The source is the authors' post "Exponential Learning Rate Schedules for Deep Learning (Part 1)"; the words are ours.
@@ -178,20 +178,9 @@ def claim(
     if key not in _WORDS:
         raise ExplrError(f"claim {key!r} is unknown: use a key of explr.book.ledger.CLAIMS, or of BEYOND.")
     value = float(measured)
-    if (at_most, at_least, equals).count(None) != 2:
-        raise ExplrError(f"claim {key!r} needs exactly one of at_most, at_least and equals.")
-    low, high = interval or (value, value)
-    if interval and not low <= value <= high:
-        raise ExplrError(f"claim {key!r}: {value} does not lie in its interval, {low} to {high}.")
-    if at_most is not None:
-        bound, least, most = f"at most {at_most:g}", -math.inf, at_most
-    elif at_least is not None:
-        bound, least, most = f"at least {at_least:g}", at_least, math.inf
-    else:
-        assert equals is not None
-        bound = f"{equals:g}" + (f" within {within:g}" if within else "")
-        low, high, least, most = low - equals, high - equals, -within, within
-    holds = True if least <= low and high <= most else None if low <= most and least <= high else False
+    holds, bound = hold(
+        f"claim {key!r}", value, at_most=at_most, at_least=at_least, equals=equals, within=within, interval=interval
+    )
     if undecided:
         return Claim(key, quantity, value, bound, None, f"{undecided} {caveat}".rstrip())
     return Claim(key, quantity, value, bound, holds, caveat, [float(end) for end in interval] if interval else None)

@@ -28,7 +28,7 @@ def code_of(notebook):
 
 
 def is_checked(cell):
-    return "NBVAL_CHECK_OUTPUT" in cell.source
+    return "nbval-check-output" in cell.metadata.get("tags", [])
 
 
 def makes_a_claim(cell):
@@ -142,7 +142,6 @@ def without(notebook, pattern):
         (r"\*\*In short\.\*\*", "summary"),
         (r"\n?## Exercises", "fewer than three"),
         (r":class: dropdown", "exercise 1 has no folded solution"),
-        (r"# NBVAL_CHECK_OUTPUT", "checked cells"),
     ],
 )
 def test_that_check_catches_a_chapter_that_lacks_something(pattern, fault):
@@ -151,6 +150,13 @@ def test_that_check_catches_a_chapter_that_lacks_something(pattern, fault):
         for output in cell.outputs:
             output.pop("metadata", None)
     assert any(fault in found for found in faults_of(chapter)), faults_of(chapter)
+
+
+def test_that_check_catches_a_chapter_that_compares_nothing():
+    chapter = notebooks.read(CHAPTERS[0])
+    for cell in code_of(chapter):
+        cell.metadata.pop("tags", None)
+    assert "only 0 checked cells" in faults_of(chapter)
 
 
 def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_outputs():
