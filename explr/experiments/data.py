@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explr.errors import ExplrError, needs
-from explr.experiments.files import atomic_write
+from explr.experiments.files import atomic_write, sealed, unsealed
 from explr.experiments.progress import progress
 
 with needs("experiments"):
@@ -318,12 +318,12 @@ def _read_folders(folder: Path) -> Dataset:
     for path, _ in everything:
         status = path.stat()
         fingerprint.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.npy"
+    cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.pixels"
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
         pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
         with atomic_write(cache) as file:
-            np.save(file, pixels)
+            file.write(sealed(pixels.tobytes()))
     images = torch.from_numpy(pixels)
     labels = torch.tensor([label for _, label in everything])
     train = len(files["train"])
@@ -335,14 +335,11 @@ def _read_folders(folder: Path) -> Dataset:
 
 
 def _read_cache(cache: Path, count: int) -> npt.NDArray[np.uint8] | None:
-    """Return the cached pixels; None if there are none or if the file is not what this module wrote."""
+    """Return the cached pixels; None if there are none, or if a byte of them has changed."""
     try:
-        pixels: npt.NDArray[np.uint8] = np.load(cache)
-    except (OSError, ValueError, EOFError, MemoryError):
+        return np.frombuffer(bytearray(unsealed(cache.read_bytes())), np.uint8).reshape(count, 3, 32, 32)
+    except (OSError, ValueError, MemoryError):
         return None
-    return (
-        pixels if isinstance(pixels, np.ndarray) and pixels.shape == (count, 3, 32, 32) and pixels.dtype == np.uint8 else None
-    )
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:
