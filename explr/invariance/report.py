@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,7 +14,7 @@ from explr.invariance.degrees import Vector, combine, total_degree
 from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
 from explr.invariance.folding import SCREENFUL, Folded, fold
 from explr.invariance.subsets import components, largest_invariant_set
-from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, text_table
+from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, html_tall_table, text_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,11 +177,11 @@ class InvarianceReport:
         return "\n\n".join(filter(None, [*parts, "\n".join(folded.parameters)]))
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook, with a line for each folded away below the lines that stand for them."""
-        parts = [html_lines("p", self.advice), *_html_parts(self._folded(full=False))]
+        """Show the same in a notebook: tall tables folded, and of a large network each line folded away below their kinds."""
+        parts = [html_lines("p", self.advice), *_html_parts(self._folded(full=False), html_tall_table)]
         if len(self.rows) > SCREENFUL:
             summary = f"all {len(self.rows)} operations and {len(self._parameters)} parameters"
-            parts.append(html_folded(summary, "".join(_html_parts(self._folded(full=True)))))
+            parts.append(html_folded(summary, "".join(_html_parts(self._folded(full=True), html_table))))
         return html_page(self.verdict, *parts)
 
     def _folded(self, full: bool) -> Folded:
@@ -200,8 +200,8 @@ class InvarianceReport:
         return names
 
 
-def _html_parts(folded: Folded) -> Iterator[str]:
+def _html_parts(folded: Folded, shown: Callable[..., str]) -> Iterator[str]:
     items = html_lines("li", folded.obstructions)
     yield f"<ul>{items}</ul>" if items else ""
-    yield from (html_table(*table) for table in folded.tables)
+    yield from (shown(*table) for table in folded.tables)
     yield html_lines("p", folded.parameters)

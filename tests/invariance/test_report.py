@@ -11,7 +11,7 @@ from torch import nn
 from torch.export.graph_signature import ExportGraphSignature
 from torch.func import functional_call
 
-from explr import ExpLR, models
+from explr import ExpLR, lemma1, models
 from explr.invariance import scale_invariance
 from explr.invariance.subsets import components
 
@@ -228,9 +228,30 @@ def test_a_page_folds_all_of_a_large_network_away(long_reports):
     assert all(table.parent["tabindex"] == "0" for table in page.find_all("table"))  # a box that scrolls can be reached
 
 
-def test_cells_of_a_page_stand_apart():
-    page = scale_invariance(models.preresnet(8, 4), torch.randn(IMAGES))._repr_html_()
-    assert ":is(th, td) {padding: 0.2em 1em 0.2em 0;" in page and page.count("<style>") == 1
+def parsed(report):
+    return BeautifulSoup(report._repr_html_(), "html.parser")
+
+
+def test_a_page_folds_a_tall_table_and_shows_a_short_one():
+    """Thirteen operations are a table, twenty-nine are more than one wants to scroll past."""
+    short, tall = (parsed(scale_invariance(m, torch.randn(IMAGES))) for m in (models.convnet(3, 4), models.preresnet(8, 4)))
+    assert not short.find_all("details") and len(short.find_all("table")) == 2
+    (folded,) = tall.find_all("details")
+    assert folded.summary.text == "Degrees of homogeneity: 29 rows" and len(folded.find_all("tr")) == 30
+    assert [table.caption.text for table in tall.find_all("table") if folded not in table.parents] == [
+        "Norms: invariant up to eps"
+    ]
+
+
+def test_a_page_on_lemma_1_says_the_numbers_of_all_parameters_above_the_fold():
+    torch.manual_seed(0)
+    model, labels = models.preresnet(20, 4).double(), torch.randint(10, (4,))
+    report = lemma1(model, nn.functional.cross_entropy, torch.randn(IMAGES, dtype=torch.float64), labels)
+    page = parsed(report)
+    (folded,) = page.find_all("details")
+    assert len(folded.find_all("tr")) == len(report.rows) + 2
+    shown = "".join(p.text for p in page.find_all("p") if folded not in p.parents)
+    assert f"cosine {report.cosine:+.1e}, gradient error {report.gradient_error:.1e}" in shown
 
 
 # ---- time
