@@ -1,7 +1,7 @@
 """Random inputs to what takes them from users: python -m tools.fuzz_inputs --examples 10000.
 
-Numbers of every kind and size, and what is no number, go to ``convert`` and its like, to the ``explr`` command, into the JSON of
-a record that ``Run.load`` reads, and into ``ExpLR``, its optimizer and its state. Whatever comes back must be right and finite,
+Numbers of every kind and size, and what is no number, go to ``convert`` and its like, to the ``explr`` command, into the JSON of a
+record that ``Run.load`` reads, and into ``ExpLR`` and its state. Whatever comes back must be right and finite,
 or an ExplrError: no other exception, no inf, no nan, no silent nonsense. Of a schedule "right" means the recursion in exact
 fractions; of ExpLR, the functions of the run with weight decay. Hypothesis makes the examples, and shrinks one that fails.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import dataclasses
 import io
 import json
 import math
@@ -19,10 +18,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import explr
-from explr import ExplrError, ExpLR, Run, RunConfig
+from explr import ExpLR, ExplrError, Run, RunConfig
 from explr.__main__ import main as command
 from explr.experiments import catalogue, data, records
 
@@ -180,6 +180,11 @@ OPTIONS = {
     "run": ["--epochs", "--seeds", "--together", "--precision", "--device", "--small", "--missing", "--partition", "--hours"],
     "check": ["--input", "--kwargs", "--forward", "--no-verify", "--full"],
 }
+START = {
+    "convert": ["--lr", "0.1", "--weight-decay", "5e-4"],
+    "run": ["figure2"],
+    "check": ["torch.nn:Identity", "--input", "2,3"],
+}
 known = st.sampled_from(
     ["sgd", "adamw", "cpu", "figure2", "float64", "3", "0.1", "5e-4", "2,3", "2,3:int64", "x=4,3", "{}", '{"a": 1}']
 )
@@ -189,10 +194,7 @@ known = st.sampled_from(
 def command_lines(draw: st.DrawFn) -> list[str]:
     """Return the arguments of a command line, mostly of the right form."""
     name = draw(st.sampled_from(sorted(OPTIONS)))
-    line = [name] + {
-        "convert": ["--lr", "0.1", "--weight-decay", "5e-4"],
-        "check": ["torch.nn:Identity", "--input", "2,3"],
-    }.get(name, ["figure2"])
+    line = [name, *START[name]]
     for option in draw(st.lists(st.sampled_from(OPTIONS[name]), max_size=4)):
         line += [option, *draw(st.lists(st.one_of(known, words), min_size=0, max_size=2 if option == "--betas" else 1))]
     if draw(st.booleans()):
@@ -225,7 +227,7 @@ anything = st.recursive(
 )
 RECORD = Run(
     RunConfig(epochs=2, schedule="cosine", schedule_args={"lr": 0.1, "period": 8}),
-    dict.fromkeys(records.HISTORY, [0.5, 0.25]),
+    {name: [0.5, 0.25] for name in records.HISTORY},
     {"weight": [1.0, 2.0]},
     {"data": "synthetic", "device": "CPU"},
 )
@@ -233,7 +235,7 @@ RECORD = Run(
 
 @given(st.data())
 def fuzz_record(draw: st.DataObject) -> None:
-    """A record in which something has changed is refused, or says what a run can give; with a good digest or none, or its bytes."""
+    """A record in which something has changed is refused, or says what a run can give."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "record.json"
         RECORD.save(path)
@@ -295,7 +297,7 @@ class _Twins:
     """A run with weight decay and its twin, on a loss that knows the direction of the weights alone."""
 
     def __init__(self, lr: float, decay: float, options: dict[str, Any], wrapped: bool) -> None:
-        self.sides = []
+        self.sides: list[tuple[Any, Any, Any]] = []
         for converted in (False, True):
             weights = torch.nn.Parameter(torch.linspace(1.0, 2.0, 6, dtype=torch.float64))
             make = torch.optim.AdamW if "betas" in options else torch.optim.SGD
@@ -388,25 +390,27 @@ TARGETS = {name.removeprefix("fuzz_"): value for name, value in list(globals().i
 
 
 @contextlib.contextmanager
-def nothing_is_trained() -> Any:
+def nothing_is_trained() -> Iterator[None]:
     """Stop the command where training would begin, and give it few images."""
-    train, make = catalogue.train_together, data.synthetic
-    images = make(40, 20)
+    images = data.synthetic(40, 20)
 
     def stop(*args: Any, **options: Any) -> Any:
         raise ExplrError("here it would train")
 
-    try:
-        catalogue.train_together, data.synthetic = stop, lambda *args, **options: images
+    with mock.patch.object(catalogue, "train_together", stop), mock.patch.object(data, "synthetic", lambda *_, **__: images):
         yield
-    finally:
-        catalogue.train_together, data.synthetic = train, make
 
 
 def fuzz(name: str, examples: int, *, random: bool = True) -> None:
     """Try a target so many times; raise what an example raises that fails, after shrinking it."""
-    options = {"max_examples": examples, "deadline": None, "database": None, "derandomize": not random}
-    chosen = settings(**options, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
+    chosen = settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=not random,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
     with nothing_is_trained(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chosen(TARGETS[name])()

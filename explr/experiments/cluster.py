@@ -148,9 +148,7 @@ def run_on(
         for arm, seed in run_names(name, seeds=options.get("seeds")):
             made = _path(name, arm, seed, images, results, options).exists()
             there = [(arm, seed)] * made
-            for found in run_experiment(
-                name, images, **options, results=results, together=together, device="cpu", only=there
-            ):
+            for found in run_experiment(name, images, **options, results=results, together=together, device="cpu", only=there):
                 yield name, *found
             missing += [(arm, seed)] * (not made)
         pieces += [
