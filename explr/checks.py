@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,21 @@ def floats(name: str, values: Any) -> FloatArray:
     """Return numbers in whatever form, torch tensors and iterators among them, as a float64 array."""
     try:
         if hasattr(values, "detach"):  # a tensor of any dtype and device, without importing torch
-            values = values.detach().cpu().double().numpy()
+            values = values.detach().cpu()
+            values = (values if values.is_complex() else values.double()).numpy()
         elif hasattr(values, "__next__"):
             values = list(values)
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ExplrError(f"{name}={values!r} must be numbers.") from None
+        array = np.asarray(values)
+        if array.dtype.kind in "cSU":  # numpy would drop an imaginary part, and read a text
+            raise ValueError
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ExplrError(f"{name}={_short(values)} must be numbers, each within the range of float64.") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def one_float(name: str, value: Any) -> float:
@@ -42,6 +51,18 @@ def one_float(name: str, value: Any) -> float:
     if array.size != 1:
         raise ExplrError(f"{name} must be one number; got shape {array.shape}.")
     return float(array.reshape(()))
+
+
+def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
+    """Return a whole number of at least ``least``; numpy's are taken, 2.0 is not.
+
+    >>> whole("steps", 2.5)
+    Traceback (most recent call last):
+    explr.errors.ExplrError: steps=2.5 must be a number of steps, >= 1.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ExplrError(f"{name}={_short(value)} must be a number of {of}, >= {least}.")
+    return int(value)
 
 
 def per_step(name: str, value: float | Rates, steps: int) -> FloatArray:

@@ -246,6 +246,18 @@ def synthetic(train: int = 5000, test: int = 1000, *, seed: int = 0, device: str
     return Dataset(*split(train), *split(test), name=f"synthetic gratings, {train} training and {test} test images").to(device)
 
 
+def find(choice: str | None = None) -> Dataset:
+    """Return the images that a user has chosen: those of a folder, "synthetic" ones, or None for what there is.
+
+    Raises:
+        ExplrError: as for :func:`cifar10_or_synthetic`.
+
+    >>> find("synthetic").name
+    'synthetic gratings, 5000 training and 1000 test images'
+    """
+    return synthetic() if choice == "synthetic" else cifar10_or_synthetic(choice)
+
+
 def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = None, test: int | None = None) -> Dataset:
     """Return CIFAR-10, or the stand-in where no folder was named and CIFAR-10 cannot be fetched; then it prints why.
 
