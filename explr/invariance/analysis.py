@@ -71,7 +71,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     >>> print(scale_invariance(model, torch.randn(3, 4)).table())  # doctest: +ELLIPSIS
     scale-invariant, up to the eps of its norms
     Measured: scaling the weights changes the output by ... at c = 4 and ... at c = 0.25.
-    Verified in float64, each eps scaled along: two steps change by ... at c = 1/64 to 64.
+    Verified in float64, with each eps scaled along: the output changes by ... at c = 64 or less.
     <BLANKLINE>
     layer   operation   degree in  degree out
     0       linear      0          1

@@ -123,4 +123,5 @@ class Verification:
     def __str__(self) -> str:
         if self.change is None:
             return f"Not verified by numbers: {self.reason}. The proof is by the rules alone."
-        return f"Verified in {self.precision}, each eps scaled along: two steps change by {self.change:.1e} at c = 1/64 to 64."
+        seen = f"the output changes by {self.change:.1e} at c = 64 or less"
+        return f"Verified in {self.precision}, with each eps scaled along: {seen}."
