@@ -48,7 +48,7 @@ def ask(library: str, name: str) -> dict[str, Any]:
     found |= {
         "seconds": round(time.process_time() - start, 1),
         "verdict": report.verdict,
-        "verified": str(report.verification) if report.share else "",
+        "verified": report.verified,
         "share": report.share,
         "freeze": len(report.rest),
         "changes": {f"{factor:g}": float(f"{change:.3g}") for factor, change in report.changes.items()},
