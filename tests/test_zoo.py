@@ -59,3 +59,16 @@ def test_a_network_that_comes_to_nothing_is_in_the_table_with_the_reason(code, v
     monkeypatch.setattr(zoo.subprocess, "run", lambda command, **options: run([command[0], "-c", code], **options))
     result = zoo.ask_apart("torchvision", "resnet18")
     assert result == {"verdict": verdict} and verdict in zoo._row("resnet18", result)
+
+
+def test_networks_that_have_a_result_need_not_be_asked_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(zoo, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(zoo, "networks", lambda: {"torchvision": ["a", "b"]})
+    monkeypatch.setattr(zoo, "ask_apart", lambda library, name: asked.append(name) or {"verdict": "asked"})
+    zoo.run(["b"], missing=False)
+    zoo.run([], missing=True)
+    zoo.run([], missing=True)
+    assert asked == ["b", "a"]
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(stored["networks"]["torchvision"]) == ["a", "b"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from explr.errors import ExplrError
 from explr.invariance.degrees import Vector, combine, total_degree
-from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
+from explr.invariance.findings import Approximation, NormReport, Obstruction, Row, Verification
 from explr.invariance.folding import SCREENFUL, Folded, fold
 from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, html_tall_table, text_table
@@ -36,6 +36,7 @@ class InvarianceReport:
             them, and the rest is scale-invariant. (A large eps of a norm of torch counts in the verdict, but not here: it can
             follow the weights, as :class:`explr.optim.ExpLR` makes it when it is given the model.)
         rows: the operations, in the order of execution.
+        verification: how far numbers agree that what converts does, or why they were not asked.
     """
 
     invariant: bool
@@ -48,6 +49,7 @@ class InvarianceReport:
     joint: tuple[tuple[str, ...], ...]
     rest: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+    verification: Verification = field(repr=False)
     _classes: dict[str, str] = field(repr=False)
     _parameters: dict[str, nn.Parameter] = field(repr=False)
     _conditions: tuple[Vector, ...] = field(repr=False)
@@ -66,6 +68,11 @@ class InvarianceReport:
             others = len(large) < len(self.obstructions)
             return f"not scale-invariant: {'among other things, ' * others}an eps is not negligible ({few(large)})"
         return "not scale-invariant" + (f": homogeneous of degree {self.degree}" if self.degree is not None else "")
+
+    @property
+    def verified(self) -> bool:
+        """Whether what converts was scaled, and the output seen to stay as it is; if not, :attr:`verification` says why."""
+        return self.verification.change is not None
 
     @property
     def share(self) -> float:
@@ -90,7 +97,7 @@ class InvarianceReport:
         if self.changes:
             what = "scaling what converts changes the output" if self.rest else "scaling the weights changes the output"
             lines.append(f"Measured: {what} by {' and '.join(f'{v:.1e} at c = {c:g}' for c, v in self.changes.items())}.")
-        return lines
+        return [*lines, str(self.verification)] if self.share else lines
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.

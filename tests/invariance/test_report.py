@@ -12,7 +12,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.func import functional_call
 
 from explr import ExpLR, lemma1, models
-from explr.invariance import scale_invariance
+from explr.invariance import Verification, scale_invariance, verify
 from explr.invariance.subsets import components
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -134,6 +134,64 @@ def test_nothing_is_measured_where_nothing_can_be_seen():
     for model in (zero, nn.Sequential(nn.Linear(4, 8), nn.Tanh())):
         report = scale_invariance(model, torch.randn(5, 4))
         assert report.changes == {} and "Measured" not in report.table()
+
+
+# ---- whether numbers were asked
+
+
+class Reader(nn.Linear):
+    """Cannot be copied: its parameters are read through a function that knows the original."""
+
+    def __init__(self):
+        super().__init__(16, 64, bias=False)
+        self.read = lambda: self.weight
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.read())
+
+
+NORM = partial(nn.LayerNorm, 64, elementwise_affine=False)
+UNVERIFIED = {
+    "verify=False": (lambda: nn.Sequential(nn.Linear(16, 64), NORM()), {"verify": False}),
+    "a copy of 1,088 parameters, more than 1,000, may not fit into memory": (
+        lambda: nn.Sequential(nn.Linear(16, 64), NORM()), {},
+    ),
+    "a copy of the network uses parameters of the original": (lambda: nn.Sequential(Reader(), NORM()), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", UNVERIFIED)
+def test_a_proof_that_was_not_held_against_numbers_says_so_and_why(reason, monkeypatch):
+    build, options = UNVERIFIED[reason]
+    monkeypatch.setattr(verify, "LARGEST", 1000 if "1,000" in reason else verify.LARGEST)
+    report = scale_invariance(build(), torch.randn(8, 16), **options)
+    line = f"Not verified by numbers: {reason}. The proof is by the rules alone."
+    assert report.invariant and not report.verified and report.verification == Verification(reason=reason)
+    assert line in report.table().splitlines() and line in BeautifulSoup(report._repr_html_(), "html.parser").text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_proof_that_was_held_against_numbers_says_how_far_they_agree(dtype):
+    torch.manual_seed(0)
+    report = scale_invariance(nn.Sequential(nn.Linear(16, 64), NORM()).to(dtype), torch.randn(8, 16, dtype=dtype))
+    seen = f"the output changes by {report.verification.change:.1e} at c = 64 or less"
+    line = f"Verified in float64, with each eps scaled along: {seen}."
+    assert report.verified and 0.0 <= report.verification.change < 1e-6
+    assert line in report.table().splitlines() and line in BeautifulSoup(report._repr_html_(), "html.parser").text
+
+
+def test_a_network_whose_code_says_its_precision_is_verified_in_that():
+    model = nn.Sequential(nn.Linear(16, 64), NORM())
+    model[0].register_forward_hook(lambda module, inputs, output: output.float() @ torch.eye(64, dtype=torch.float32))
+    assert "Verified in float64" in scale_invariance(model, torch.randn(8, 16)).table()
+    model[0].register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    assert "Verified in the precision of the network" in scale_invariance(model, torch.randn(8, 16)).table()
+
+
+def test_where_nothing_converts_nothing_is_said_of_numbers():
+    report = scale_invariance(nn.Sequential(nn.Linear(4, 8), nn.Tanh()), torch.randn(5, 4))
+    assert not report.verified and report.verification.reason == "nothing converts"
+    assert "erified" not in report.table()
 
 
 # ---- advice that works
