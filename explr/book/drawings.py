@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CLASH = COLOURS["exponential"]  # vermilion
 _BRANCH = ("norm", "ReLU", "conv", "norm", "ReLU", "conv")
-_SIDE, _PITCH = 0.8, 1.26  # width of a box, and from box to box
+_SIDE, _PITCH = 0.86, 1.32  # width of a box, and from box to box
 _ABOVE = 1.1  # how far the shortcut is above the branch
 
 
@@ -100,7 +100,7 @@ def _edge(axes: Axes, corners: list[tuple[float, float]], degree: str, at: tuple
     """Draw a line through the corners with a degree on it."""
     axes.plot(*zip(*corners, strict=True), color=colour, linewidth=1.5 if colour == INK else 3.0, zorder=1)
     token = {"boxstyle": "round,pad=0.18,rounding_size=0.5", "facecolor": colour, "edgecolor": "none"}
-    axes.text(*at, degree, color="white", fontsize=10.5, weight="bold", ha="center", va="center", bbox=token)
+    axes.text(*at, degree, color="white", fontsize=11.5, weight="bold", ha="center", va="center", bbox=token)
 
 
 def _box(axes: Axes, left: float, height: float, name: str) -> None:
@@ -108,7 +108,7 @@ def _box(axes: Axes, left: float, height: float, name: str) -> None:
     xs, ys = left + _SIDE * np.array([0, 1, 1, 0, 0]), height + 0.27 * np.array([-1, -1, 1, 1, -1])
     axes.fill(xs, ys, facecolor=INK if name == "conv" else "none", alpha=0.25)
     axes.plot(xs, ys, color=INK, linewidth=1.5)
-    axes.text(left + _SIDE / 2, height, name, color=INK, fontsize=10.5, ha="center", va="center")
+    axes.text(left + _SIDE / 2, height, name, color=INK, fontsize=11.5, ha="center", va="center")
 
 
 def lemma_triangle(weights: Rates, step: Rates) -> Figure:

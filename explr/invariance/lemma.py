@@ -228,4 +228,6 @@ class Lemma1Report:
             for row in self.rows
         ]
         total = [self.total.name, f"{self.cosine:+.1e}", f"{self.gradient_error:.1e}", "" if self.holds() else "FAILS"]
-        return "Lemma 1", ["parameter", "cosine", "gradient error", ""], [*rows, total]
+        header, lines = ["parameter", "cosine", "gradient error", ""], [*rows, total]
+        noted = any(line[-1] for line in lines)
+        return ("Lemma 1", header, lines) if noted else ("Lemma 1", header[:-1], [line[:-1] for line in lines])

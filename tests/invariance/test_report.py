@@ -310,6 +310,7 @@ def test_a_page_on_lemma_1_says_the_numbers_of_all_parameters_above_the_fold():
     assert len(folded.find_all("tr")) == len(report.rows) + 2
     shown = "".join(p.text for p in page.find_all("p") if folded not in p.parents)
     assert f"cosine {report.cosine:+.1e}, gradient error {report.gradient_error:.1e}" in shown
+    assert [cell.text for cell in folded.find("tr").find_all("th")] == ["parameter", "cosine", "gradient error"]  # no notes
 
 
 # ---- time
