@@ -151,8 +151,8 @@ def page(stored: dict[str, Any]) -> str:
         f"| convert nothing | {nothing} |",
         f"| not analysed: cannot be traced, or not in time | {len(every) - len(shares)} |",
         "",
-        f"Half of those that were analysed convert by {_percent(median)} or more. An analysis computes for",
-        f"{seconds[len(seconds) // 2]:g} seconds in the median, and for {seconds[-1]:g} at most.",
+        f"Half of those that were analysed convert by {_percent(median)} or more. An analysis takes",
+        f"{seconds[len(seconds) // 2]:g} seconds of a processor in the median, and {seconds[-1]:g} at most.",
         "",
         "Every yes was checked once more, apart from the prover: in float64, with all eps negligible, what converts was",
         f"multiplied by 4. In {held} of {len(checked)} networks this changes the output by less than {AGREE:g},",
@@ -183,13 +183,17 @@ def page(stored: dict[str, Any]) -> str:
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
-    weights = f"{result['weights'] / 1e6:.1f} M" if "weights" in result else ""
+    weights = _count(result["weights"]) if "weights" in result else ""
     if "share" not in result:
         return f"| {name} | {weights} | {result['verdict'].replace('|', ' ')[:160]} | | | | | |"
     changes = [_change(result["changes"].get(factor)) for factor in ("4", "0.25")]
     error = f"{result['error']:.0e}" if result.get("error") else "exact" if "error" in result else "–"
     cells = [name, weights, _percent(result["share"]), str(result["freeze"]), *changes, error]
     return f"| {' | '.join([*cells, str(result['seconds'])])} |"
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e6:.1f} M" if weights >= 1e5 else f"{weights / 1e3:.1f} k"
 
 
 def _percent(share: float) -> str:
