@@ -188,6 +188,13 @@ def test_page_opens(page, width, height, theme, site, browser):
     context.close()
 
 
+OUT_OF_REACH = """() => [...document.querySelectorAll("article div.math")].filter((box) => {
+    const parts = [...box.querySelectorAll("mjx-container *")].map((part) => part.getBoundingClientRect());
+    const left = Math.min(...parts.filter((part) => part.width > 0).map((part) => part.left));
+    return left < box.getBoundingClientRect().left - 1;
+}).map((box) => box.innerText)"""
+
+
 @pytest.mark.skipif("MATHJAX" not in os.environ, reason="MATHJAX names no folder with MathJax 3 (npm pack mathjax@3)")
 @every_written_page
 def test_formulas_are_typeset(page, site, browser):
@@ -208,5 +215,6 @@ def test_formulas_are_typeset(page, site, browser):
         assert tab.locator("article mjx-container").count() >= formulas
         unknown = tab.locator("article mjx-merror, article mjx-mtext[style*=red]")  # how MathJax shows what it does not know
         assert [formula.inner_html() for formula in unknown.all()] == []
+        assert tab.evaluate(OUT_OF_REACH) == [], "a box scrolls to the right only: what is left of it cannot be read"
     assert wider_than_the_screen(tab) == []
     context.close()
