@@ -1,7 +1,7 @@
 """Random inputs to what takes them from users: python -m tools.fuzz_inputs --examples 10000.
 
-Numbers of every kind and size, and what is no number, go to ``convert`` and its like, to the ``explr`` command, into the JSON of
-a record that ``Run.load`` reads, and into ``ExpLR`` and its state. Whatever comes back must be right and finite,
+Numbers of every kind and size, and what is no number, go to ``convert`` and its like, to the ``explr`` command, into the JSON
+of a record that ``Run.load`` reads, and into ``ExpLR`` and its state. Whatever comes back must be right and finite,
 or an ExplrError: no other exception, no inf, no nan, no silent nonsense. Of a schedule "right" means the recursion in exact
 fractions; of ExpLR, the functions of the run with weight decay. Hypothesis makes the examples, and shrinks one that fails.
 """
