@@ -6,7 +6,7 @@ Every number in a drawing is handed in, from a report or a step that was compute
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,10 +57,11 @@ def _degrees(report: InvarianceReport, path: str) -> tuple[list[str], list[str],
     """Return the degrees along the branch, along the shortcut, of the two that meet, and of their sum, "" if there is none."""
     rows = [row for row in report.rows if row.path == path or row.path.startswith(f"{path}.")]
     of_shortcut = [row for row in rows if row.path == f"{path}.shortcut"]
-    *branch, add = [row for row in rows if row not in of_shortcut] or [None]
-    if len(of_shortcut) != 1 or add is None or add.operation != "add" or len(branch) != len(_BRANCH):
+    others = [row for row in rows if row not in of_shortcut]
+    if len(of_shortcut) != 1 or len(others) != len(_BRANCH) + 1 or others[-1].operation != "add":
         found = ", ".join(f"{row.path} {row.operation}" for row in rows) or "nothing"
         raise ExplrError(f"{path!r} is no pre-activation block with a convolution on its shortcut: the report has {found}.")
+    *branch, add = others
     shortcut, meeting = of_shortcut[0], add.degree_in.split(", ")
     agree = len(set(meeting)) == 1
     along = [branch[0].degree_in, *(row.degree_out for row in branch)]
@@ -146,8 +147,9 @@ def lemma_triangle(weights: Rates, step: Rates) -> Figure:
         for tail, tip, name, colour, away in sides:
             axes.plot(*np.array([tail, tip]).T, color=colour, linewidth=2.5, label=name)
             arrow = {"arrowstyle": "-|>,head_length=0.6,head_width=0.3", "color": colour, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", tip, (tail + 3 * tip) / 4, arrowprops=arrow)
-            place = {"ha": "left" if away[0] > 0 else "right", "va": "bottom" if away[1] > 0 else "top"}
+            near = (tail + 3 * tip) / 4
+            axes.annotate("", (tip[0], tip[1]), (near[0], near[1]), arrowprops=arrow)
+            place: dict[str, Any] = {"ha": "left" if away[0] > 0 else "right", "va": "bottom" if away[1] > 0 else "top"}
             length = float(np.linalg.norm(tip - tail))
             axes.annotate(f"{name} = {length:.3g}", (tail + tip) / 2 + 0.03 * size * away, color=colour, **place)
         axes.annotate("θₜ", start + 0.06 * size * (along - across), color=OTHER_COLOURS[0], ha="center", va="center")
