@@ -24,7 +24,7 @@ CLAIMS = {
     "lr-temperature": "SGD at a large learning rate is like a random walk at a high temperature; a lower one lets it settle.",
     "step-decay": "Figure 1: step decay drops the learning rate after given epochs.",
     "oscillating": "Figure 1: cosine and triangular schedules raise the learning rate again and again.",
-    "oscillating-trains": "And yet they train networks well.",
+    "oscillating-trains": "Cosine and triangular schedules train networks well.",
     "norm-benefits": "Batch normalisation helps optimisation.",
     "explr-trains": "State-of-the-art image networks train with a learning rate that is multiplied by 1 + a at every step.",
     "explr-astronomical": "That learning rate soon reaches astronomical values.",
