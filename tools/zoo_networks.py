@@ -16,8 +16,8 @@ LIBRARIES = ("torchvision", "timm", "transformers", "segmentation_models_pytorch
 
 # Inputs are as small as a network takes. A transformer's position embedding belongs to one size: it keeps that.
 IMAGE, LARGE, TOKENS = (4, 3, 64, 64), (2, 3, 224, 224), (2, 16)
-SHAPES = {"inception_v3": (2, 3, 299, 299), "maxvit_t": LARGE, **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16"), LARGE)}
-SHAPES |= dict.fromkeys(("vit_l_32", "vit_h_14"), LARGE)
+SHAPES: dict[str, tuple[int, ...]] = {"inception_v3": (2, 3, 299, 299)}
+SHAPES |= dict.fromkeys(("maxvit_t", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"), LARGE)
 _VIDEOS = {"mvit_v1_b": (1, 3, 16, 224, 224), "mvit_v2_s": (1, 3, 16, 224, 224), "s3d": (1, 3, 16, 224, 224)}
 _VIDEOS |= dict.fromkeys(("mc3_18", "r2plus1d_18", "r3d_18", "swin3d_t"), (2, 3, 8, 64, 64))
 _SEGMENTING = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
