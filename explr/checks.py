@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -112,7 +111,13 @@ def is_number(value: Any) -> bool:
     >>> is_number(0.1), is_number(math.inf), is_number(10**400), is_number(True), is_number("0.1")
     (True, True, False, False, False)
     """
-    return isinstance(value, Real) and not isinstance(value, bool) and not sys.float_info.max < abs(value) < math.inf
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def alike(value: Any, pattern: Any) -> bool:

@@ -142,7 +142,8 @@ def main() -> int:
         wrong += bool(faults)
         print(
             f"{name}: {steps} updates in {time.perf_counter() - start:.0f} s, weights times 10^{result.decades:.0f} "
-            f"({result.drift:.0e} off), outputs within {result.deviation:.1e}, memory {result.grown / 2**20:+.1f} MiB: {'; '.join(faults) or 'fine'}",
+            f"({result.drift:.0e} off), outputs within {result.deviation:.1e}, "
+            f"memory {result.grown / 2**20:+.1f} MiB: {'; '.join(faults) or 'fine'}",
             flush=True,
         )
     return 1 if wrong else 0
