@@ -349,7 +349,7 @@ def _read_folders(folder: Path) -> Dataset:
 def _read_cache(cache: Path, count: int) -> npt.NDArray[np.uint8] | None:
     """Return the cached pixels; None if there are none or if the file is not what this module wrote."""
     try:
-        pixels: npt.NDArray[np.uint8] = np.load(cache)
+        pixels: npt.NDArray[np.uint8] = np.load(cache, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError):
         return None
     return (
