@@ -65,7 +65,12 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     sub.set_defaults(command=_convert)
 
     about = "tell whether a network is scale-invariant, and where not, why"
-    sub = commands.add_parser("check", help=about, description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper).")
+    sub = commands.add_parser(
+        "check",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper). "
+        "It imports MODULE and calls CALLABLE, as python -m would: check only code that you would run.",
+    )
     sub.add_argument("model", metavar="MODULE:CALLABLE", help="what makes the network, e.g. torchvision.models:resnet18")
     sub.add_argument(
         "--input",

@@ -37,10 +37,11 @@ def floats(name: str, values: Any) -> FloatArray:
             raise ValueError
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise ExplrError(f"{name}={_short(values)} must be numbers, each within the range of float64.") from None
+        raise ExplrError(f"{name}={short(values)} must be numbers, each within the range of float64.") from None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value as a message has it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
@@ -61,7 +62,7 @@ def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
     explr.errors.ExplrError: steps=2.5 must be a number of steps, >= 1.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ExplrError(f"{name}={_short(value)} must be a number of {of}, >= {least}.")
+        raise ExplrError(f"{name}={short(value)} must be a number of {of}, >= {least}.")
     return int(value)
 
 
@@ -104,6 +105,21 @@ def check(name: str, values: float | FloatArray, accept: Callable[[FloatArray], 
         raise ExplrError(f"{name}={np.atleast_1d(array)[bad[0]]}{where}: {name} {rule}.")
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether a value is one number that float64 can hold, inf and nan among them; a truth value is none.
+
+    >>> is_number(0.1), is_number(math.inf), is_number(10**400), is_number(True), is_number("0.1")
+    (True, True, False, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 def alike(value: Any, pattern: Any) -> bool:
     """Tell whether a value has the form of a pattern: numbers where it has numbers, lists as long, the same keys.
 
@@ -118,5 +134,5 @@ def alike(value: Any, pattern: Any) -> bool:
         same = isinstance(value, list | tuple) and len(value) == len(pattern)
         return same and all(map(alike, value, pattern))
     if isinstance(pattern, Real) and not isinstance(pattern, bool):
-        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+        return is_number(value) and not math.isnan(value)
     return type(value) is type(pattern)

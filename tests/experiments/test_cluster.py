@@ -99,10 +99,11 @@ class Place:
         path = self.folder / "epochs"
         return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def training(self):
-        """Wait until a run has finished an epoch; return the process that makes it."""
+    def training(self, process):
+        """Wait until a run of a command has finished an epoch; return the process that makes it."""
         end = time.monotonic() + 200
         while not self.epochs():
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < end, "no job has started"
             time.sleep(0.05)
         return int(self.epochs()[0][2])
@@ -162,7 +163,7 @@ def test_jobs_give_the_records_of_one_process_and_leave_nothing_behind(plain, tm
 def test_a_job_that_is_killed_is_named_and_goes_on_when_asked_again(plain, tmp_path):
     place = Place(tmp_path)
     process = place.start(*LOCAL, "--together", "2", sleep=1.0)
-    os.kill(place.training(), signal.SIGKILL)
+    os.kill(place.training(process), signal.SIGKILL)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 2
     assert "tiny-4-epochs-float64-stand-in decay seed 0 has no record" in error and str(place.results / JOBS) in error
@@ -177,7 +178,7 @@ def test_a_job_that_is_killed_is_named_and_goes_on_when_asked_again(plain, tmp_p
 def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
     place = Place(tmp_path)
     process = place.start(*LOCAL, sleep=1.0)
-    pid = place.training()
+    pid = place.training(process)
     os.kill(pid, signal.SIGUSR2)  # what submitit and Slurm send before the time is up
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
@@ -188,7 +189,7 @@ def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
 def test_jobs_of_this_machine_end_with_the_command(tmp_path):
     place = Place(tmp_path)
     process = place.start(*LOCAL, sleep=1.0)
-    pid = place.training()
+    pid = place.training(process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 130 and "goes on from the last whole epoch" in error
@@ -228,7 +229,7 @@ def test_a_job_that_slurm_preempts_goes_on_from_its_last_whole_epoch(plain, tmp_
     """Slurm kills the job and queues it again, as for one of higher priority."""
     place = Place(tmp_path, cluster)
     process = place.start(*SLURM, "--jobs", "1", sleep=1.5)
-    place.training()
+    place.training(process)
     (job,) = _jobs(cluster, "RUNNING")
     subprocess.run(["scontrol", "requeue", job], env=cluster, check=True)
     _out_of_turn(cluster, job, process)
@@ -242,7 +243,7 @@ def test_a_job_that_slurm_preempts_goes_on_from_its_last_whole_epoch(plain, tmp_
 def test_a_job_of_slurm_that_is_out_of_time_is_queued_again(plain, tmp_path, cluster):
     place = Place(tmp_path, cluster)
     process = place.start(*SLURM, "--together", "2", sleep=1.5)  # one job, and so no array
-    place.training()
+    place.training(process)
     (job,) = _jobs(cluster, "RUNNING")
     subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
     _out_of_turn(cluster, job, process)
@@ -256,7 +257,7 @@ def test_a_job_of_slurm_that_is_out_of_time_is_queued_again(plain, tmp_path, clu
 def test_a_job_that_slurm_loses_is_named(tmp_path, cluster):
     place = Place(tmp_path, cluster)
     process = place.start(*SLURM, "--together", "2", sleep=1.5)
-    place.training()
+    place.training(process)
     (job,) = _jobs(cluster, "RUNNING")
     subprocess.run(["scancel", job], env=cluster, check=True)
     _, error = process.communicate(timeout=200)
