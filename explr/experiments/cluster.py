@@ -267,7 +267,7 @@ def _last_words(job: submitit.Job[None]) -> str:
     """Return the last line of a job's log that is its own."""
     log = job.paths.stderr
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    own = [line for line in lines if not line.startswith("srun: ")]
+    own = [line for line in lines if not line.startswith(("srun: ", "submitit "))]
     last = (own or lines or ["its job has ended without a word"])[-1]
     return re.sub(r"^explr\.[\w.]+Error: ", "", last)  # ours say all in their words
 

@@ -268,7 +268,7 @@ def test_a_job_that_slurm_loses_is_named(tmp_path, cluster):
     _, error = process.communicate(timeout=200)
     assert process.returncode == 2
     assert "decay seed 0 has no record: " in error and "exponential seed 0 has no record: " in error
-    assert "CANCELLED" in error
+    assert "CANCELLED" in error, error
 
 
 @pytest.mark.slow
