@@ -8,6 +8,7 @@ an epoch. The folder of the records must be one that every machine sees, in a fi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -266,8 +267,9 @@ def _last_words(job: submitit.Job[None]) -> str:
     """Return the last line of a job's log that is its own."""
     log = job.paths.stderr
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    own = [line for line in lines if not line.startswith("srun: ")]
-    return (own or lines or ["its job has ended without a word"])[-1].removeprefix("explr.errors.ExplrError: ")
+    own = [line for line in lines if not line.startswith(("srun: ", "submitit "))]
+    last = (own or lines or ["its job has ended without a word"])[-1]
+    return re.sub(r"^explr\.[\w.]+Error: ", "", last)  # ours say all in their words
 
 
 def _delete(logs: Path) -> None:

@@ -307,6 +307,11 @@ def test_check_command_takes_it_that_its_reader_has_seen_enough():
         (["run", "figure9", "--data", "synthetic"], "figure5"),
         (["run", "figure2", "--data", "synthetic", "--epochs", "0"], "epochs=0"),
         (["run", "figure2", "--data", "synthetic", "--precision", "float8"], "float8"),
+        (["run", "figure2", "--data", "synthetic", "--partition", "big"], "--partition is of jobs: name an --executor"),
+        (["run", "figure2", "--executor", "slurm", "--gpus", "2"], "gpus=2 must be 0 or 1"),
+        (["run", "figure2", "--executor", "local", "--hours", "nan"], "hours=nan must lie between"),
+        (["run", "figure2", "--executor", "local", "--jobs", "0"], "jobs=0 between"),
+        (["run", "figure2", "--executor", "local", "--partition", "big"], "is Slurm's"),
     ],
 )
 def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):

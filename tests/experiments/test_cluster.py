@@ -209,7 +209,12 @@ def _alive(pid):
 def test_a_run_that_diverges_in_a_job_is_named_with_the_reason(tmp_path):
     status, out, error = Place(tmp_path).run(*LOCAL, name="wild")
     assert (status, out) == (2, "")
-    assert "wild-4-epochs-float64-stand-in wild seed 0 has no record: " in error and "after epoch 1 is nan" in error
+    assert (
+        "wild-4-epochs-float64-stand-in wild seed 0 has no record: " in error
+        and ": the " in error
+        and "diverged" in error
+        and "DivergedError" not in error
+    )
 
 
 # ---- Slurm
@@ -263,7 +268,7 @@ def test_a_job_that_slurm_loses_is_named(tmp_path, cluster):
     _, error = process.communicate(timeout=200)
     assert process.returncode == 2
     assert "decay seed 0 has no record: " in error and "exponential seed 0 has no record: " in error
-    assert "CANCELLED" in error
+    assert "CANCELLED" in error, error
 
 
 @pytest.mark.slow
@@ -329,6 +334,8 @@ def test_without_slurm_the_error_says_so(monkeypatch, tmp_path, capsys):
         ("\n", "its job has ended without a word"),
         ("first\nlast\n\nsrun: error: vm: task 0: Exited with exit code 1\n", "last"),
         ("explr.errors.ExplrError: the run has diverged\n", "the run has diverged"),
+        ("explr.experiments.arms.DivergedError: the run has diverged\n", "the run has diverged"),
+        ("MemoryError: no room\n", "MemoryError: no room"),
         ("srun: error: no node\n", "srun: error: no node"),
     ],
 )
