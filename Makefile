@@ -17,7 +17,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks test-libraries book check-book lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries test-colab audit book check-book print lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -46,6 +46,14 @@ test-libraries: $(VENV) ## the training loops of Lightning, Accelerate, Transfor
 	$(BIN)/python -m pip install --quiet --editable '.[libraries]'
 	$(PARALLEL) tests/libraries
 
+test-colab: $(VENV) ## notebooks in an environment like Colab's, with nothing of ours but the wheel; makes that environment
+	$(BIN)/python -m tools.colab $(NOTEBOOKS)
+
+audit: $(VENV) ## look up what is installed among known vulnerabilities
+	$(PYTHON) -m venv _build/audit
+	_build/audit/bin/python -m pip install --quiet pip-audit
+	_build/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
+
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
 # an output can depend on has changed: the library, the stored results, an installed version, the data folder.
 # A build over an old one can hide warnings, so the pages are always built afresh.
@@ -61,6 +69,9 @@ book: $(VENV) ## execute every notebook and build the HTML; fails on any warning
 
 check-book: book ## build the book, then check its links, images and pages in a browser
 	$(BIN)/pytest -m browser tests/pages
+
+print: $(VENV) ## the built book as one file to print, _build/explr.pdf; needs Chromium
+	$(BIN)/python -m tools.printed _build/html _build/explr.pdf
 
 lab: $(VENV) ## open the chapters in JupyterLab, with live sliders and progress bars
 	env -u EXPLR_STATIC -u TQDM_DISABLE $(BIN)/jupyter lab book/01-learning-rates.ipynb
