@@ -57,7 +57,7 @@ audit: $(VENV) ## look up what is installed among known vulnerabilities
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
 # an output can depend on has changed: the library, the stored results, an installed version, the data folder.
 # A build over an old one can hide warnings, so the pages are always built afresh.
-book: $(VENV) ## execute every notebook and build the HTML; fails on any warning or failing cell
+book: $(VENV) ## execute every notebook and build the HTML, also as one page; fails on any warning or failing cell
 	@mkdir -p _build
 	@{ find explr book/results pyproject.toml -type f ! -name '*.pyc' | LC_ALL=C sort | xargs cksum; \
 	   $(BIN)/python -m pip list --format=freeze; echo "data: $$EXPLR_DATA"; } > $(KEY).new
@@ -65,6 +65,7 @@ book: $(VENV) ## execute every notebook and build the HTML; fails on any warning
 	@mv $(KEY).new $(KEY)
 	rm -rf _build/html _build/.doctrees
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	$(BIN)/python -m tools.printed _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 check-book: book ## build the book, then check its links, images and pages in a browser

@@ -47,7 +47,8 @@ STAY = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "ipywidgets")  #
 NOTEBOOKS = ("book/05-theorem-2.ipynb", "book/appendix-proofs.ipynb")
 EXECUTE = """
 import sys, nbclient, nbformat, explr, ipywidgets, matplotlib, numpy, torch
-print("explr from", explr.__file__, "numpy", numpy.__version__, "ipywidgets", ipywidgets.__version__, "torch", torch.__version__)
+print("explr from", explr.__file__)
+print("numpy", numpy.__version__, "ipywidgets", ipywidgets.__version__, "torch", torch.__version__)
 notebook = nbformat.read(sys.argv[1], as_version=4)
 nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
 """

@@ -3,8 +3,8 @@
     python -m tools.printed _build/html                     write _build/html/print.html
     python -m tools.printed _build/html _build/explr.pdf    print it as well, with Chromium
 
-The page has the articles of all pages in the order of ``_toc.yml``, each on a new sheet, with everything unfolded; links between
-them stay inside it. Formulas are set by MathJax from its usual place, or from the folder that MATHJAX names.
+The page has the articles of all pages in the order of ``_toc.yml``, each on a new sheet and unfolded; links between them stay
+inside it. Formulas are set by MathJax from its usual place, or from the folder that MATHJAX names.
 """
 
 import argparse
