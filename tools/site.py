@@ -18,7 +18,7 @@ import yaml
 from tools import notebooks
 from tools.address import ROOT
 
-NEEDED = ("index.html", "search.html", "searchindex.js", "_static/custom.css", "_static/preview.png")
+NEEDED = ("index.html", "print.html", "search.html", "searchindex.js", "_static/custom.css", "_static/preview.png")
 LEAST = 100  # words on a page; the shortest has some two hundred
 
 
