@@ -71,13 +71,17 @@ def make_environment() -> str:
 
 def lend(site: Path) -> None:
     """Link torch and all that it needs, but what Colab has in a version of its own, with its metadata, so that pip sees it."""
-    waiting, lent = list(LENT), set()
+    waiting = [(name, "") for name in LENT]
+    seen: set[tuple[str, str]] = set()
     while waiting:
-        name = waiting.pop()
-        lent.add(name)
+        name, extra = waiting.pop()
+        seen.add((name, extra))
         asked = [Requirement(text) for text in importlib.metadata.requires(name) or []]
-        needed = {canonicalize_name(one.name) for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})}
-        waiting += [one for one in needed - COLAB.keys() - lent if installed(one)]
+        for one in asked:
+            needed = canonicalize_name(one.name)
+            if (one.marker is None or one.marker.evaluate({"extra": extra})) and needed not in COLAB and installed(needed):
+                waiting += [pair for part in ("", *one.extras) if (pair := (needed, part)) not in seen]
+    lent = {name for name, _ in seen}
     own = Path(sysconfig.get_path("purelib"))
     for top in {file.parts[0] for name in lent for file in importlib.metadata.files(name) or []} - {"..", "__pycache__"}:
         (site / top).symlink_to(own / top)
