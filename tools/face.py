@@ -5,7 +5,7 @@
     python -m tools.face --run      train the two runs that stand in for full scale, store their records, draw
 
 At full scale the learning rate of Figure 2 climbs through 34 powers of ten; as long as the records of that figure are short it
-hardly moves. Two runs with so much weight decay that it climbs through twenty within minutes on one core take their place.
+hardly moves. Two runs with so much weight decay that it climbs through 19 within minutes on one core take their place.
 """
 
 import argparse

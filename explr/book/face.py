@@ -16,9 +16,11 @@ import numpy as np
 
 from explr.book.style import ARMS, COLOURS, INK
 from explr.errors import ExplrError, needs
+from explr.experiments.catalogue import EPOCHS
 
 with needs("figures"):
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,12 +37,13 @@ def climb(run: Run) -> float:
 
 
 def caption(run: Run) -> str:
-    """Say in a sentence what was trained, from the record alone."""
+    """Say in a sentence what was trained and at which scale, from the record alone."""
     config, origin = run.config, run.provenance
     size = ", ".join(f"{name} {value}" for name, value in config.model_args.items())
     network = config.model + (f" ({size})" if size else "")
+    scale = "At full scale" if (config.model, config.epochs) == ("preresnet32", EPOCHS) else "In miniature"
     return (
-        f"{network}, batch {config.batch_size}, weight decay {config.weight_decay:g} or none, momentum {config.momentum:g}, "
+        f"{scale}: {network}, {config.schedule.replace('_', ' ')}, batch {config.batch_size}, weight decay {config.weight_decay:g} or none, momentum {config.momentum:g}, "
         f"{config.epochs} epochs in {config.precision}, seed {config.seed}; {origin['data']}; {origin['device']}."
     )
 
@@ -119,6 +122,7 @@ def card(decay: Run, exponential: Run) -> Figure:
             accuracies.plot(epochs, 100 * np.array(run.history["train_accuracy"]), **style)
         low, high, ticks = _scale([_decades(run) for run in (decay, exponential)])
         rates.set(ylim=(low, high), ylabel="learning rate", yticks=ticks, yticklabels=[f"$10^{{{tick}}}$" for tick in ticks])
+        accuracies.xaxis.set_major_locator(MaxNLocator(integer=True))
         accuracies.set(ylim=(0, None), ylabel="training\naccuracy (%)", xlabel="epoch")
         figure.suptitle(
             f"Two runs that learn alike, one at a learning rate that climbs through {climb(exponential):.0f} powers of ten",

@@ -64,7 +64,12 @@ def test_the_words_are_those_of_the_records():
     assert climb(GROWING) == pytest.approx(10) and "climbs through 10 powers of ten" in face(DECAY, GROWING)
     assert "grey &lt;gratings&gt;" in face(DECAY, GROWING) and "an abacus" in face(DECAY, GROWING)
     said = caption(DECAY)
-    assert all(word in said for word in ("preresnet (depth 8)", "weight decay 0.0075", "3 epochs", "float32", "seed 0"))
+    full = replace(DECAY, config=RunConfig())
+    assert caption(full).startswith("At full scale: preresnet32")
+    assert all(
+        word in said
+        for word in ("In miniature: preresnet (depth 8), constant", "weight decay 0.0075", "3 epochs", "float32", "seed 0")
+    )
 
 
 def test_a_figure_needs_no_other_file():
