@@ -101,7 +101,7 @@ def would_change(python: str, wheel: Path) -> dict[str, str]:
     command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", requirement]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     found = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
-    found.pop("explr")
+    found.pop("explr", None)  # not in the list if this version is there already
     return found
 
 

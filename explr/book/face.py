@@ -43,8 +43,9 @@ def caption(run: Run) -> str:
     network = config.model + (f" ({size})" if size else "")
     scale = "At full scale" if (config.model, config.epochs) == ("preresnet32", EPOCHS) else "In miniature"
     return (
-        f"{scale}: {network}, {config.schedule.replace('_', ' ')}, batch {config.batch_size}, weight decay {config.weight_decay:g} or none, momentum {config.momentum:g}, "
-        f"{config.epochs} epochs in {config.precision}, seed {config.seed}; {origin['data']}; {origin['device']}."
+        f"{scale}: {network}, {config.schedule.replace('_', ' ')}, batch {config.batch_size}, weight decay "
+        f"{config.weight_decay:g} or none, momentum {config.momentum:g}, {config.epochs} epochs in {config.precision}, seed "
+        f"{config.seed}; {origin['data']}; {origin['device']}."
     )
 
 
