@@ -17,7 +17,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks test-libraries test-colab audit book check-book print lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries coverage test-colab audit book check-book print lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -45,6 +45,10 @@ test-notebooks: $(VENV) ## every notebook against its committed outputs, which h
 test-libraries: $(VENV) ## the training loops of Lightning, Accelerate, Transformers and timm under ExpLR; installs them
 	$(BIN)/python -m pip install --quiet --editable '.[libraries]'
 	$(PARALLEL) tests/libraries
+
+coverage: $(VENV) ## lines and branches of the library that its tests reach; fails below 95 %
+	$(PARALLEL) -m "not browser" --cov=explr --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+	  --doctest-modules explr tests
 
 test-colab: $(VENV) ## notebooks in an environment like Colab's, with nothing of ours but the wheel; makes that environment
 	$(BIN)/python -m tools.colab $(NOTEBOOKS)

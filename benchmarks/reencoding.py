@@ -37,7 +37,7 @@ from explr.experiments.statistics import equivalence_test
 
 def read_pairs(lossless: Path, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Return the true images, the re-encoded ones, uint8 ``(N, 3, 32, 32)``, and their labels."""
-    with np.load(lossless) as archive:
+    with np.load(lossless, allow_pickle=False) as archive:
         true, labels, names = archive["images"], archive["labels"], archive["jpeg"].tolist()
     encoded = []
     for name in names:

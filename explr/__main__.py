@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from explr.errors import ExplrError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from explr.experiments.records import Run
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -63,7 +65,12 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     sub.set_defaults(command=_convert)
 
     about = "tell whether a network is scale-invariant, and where not, why"
-    sub = commands.add_parser("check", help=about, description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper).")
+    sub = commands.add_parser(
+        "check",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper). "
+        "It imports MODULE and calls CALLABLE, as python -m would: check only code that you would run.",
+    )
     sub.add_argument("model", metavar="MODULE:CALLABLE", help="what makes the network, e.g. torchvision.models:resnet18")
     sub.add_argument(
         "--input",
@@ -125,6 +132,17 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         help="CIFAR-10 (default: EXPLR_DATA, else the user's cache, else a download); 'synthetic' for the stand-in",
     )
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="where the records go (default: book/results)")
+    jobs = sub.add_argument_group(
+        "jobs",
+        "With --executor the missing runs go out as jobs (needs 'explr[cluster]'). One that is preempted or out of time is "
+        "queued again and goes on from its last whole epoch; the records come to the same folder, which all machines must see. "
+        "What sbatch is to know besides, such as SBATCH_ACCOUNT or SBATCH_QOS, it reads from the environment.",
+    )
+    jobs.add_argument("--executor", choices=("slurm", "local"), help="a job array of Slurm, or processes of this machine")
+    jobs.add_argument("--partition", help="of Slurm (default: the cluster's own choice)")
+    jobs.add_argument("--gpus", type=int, help="of each job, 0 or 1 (default: 1; with local as many as there are)")
+    jobs.add_argument("--hours", type=float, help="a job's time, longer than an epoch takes (default: 4)")
+    jobs.add_argument("--jobs", type=int, help="how many at the same time (default: as many as Slurm gives; with local 1)")
     sub.set_defaults(command=_run)
     return parser
 
@@ -246,25 +264,33 @@ def _example(text: str) -> Tensor:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from explr.experiments import catalogue, data
+    from explr.experiments import catalogue, cluster, data
 
     if parsed.name is None and not parsed.missing:
         raise ExplrError("explr run needs the NAME of an experiment, or --missing for all; see explr run --help.")
-    images = data.synthetic() if parsed.data == "synthetic" else data.cifar10_or_synthetic(parsed.data)
-    for name in [parsed.name] if parsed.name else catalogue.EXPERIMENTS:
-        for arm, seed, run in catalogue.run_experiment(
-            name,
-            images,
-            seeds=parsed.seeds,
-            epochs=catalogue.EPOCHS if parsed.epochs is None else parsed.epochs,
-            small=parsed.small,
-            precision=parsed.precision,
-            device=parsed.device,
-            together=parsed.together,
-            results=parsed.results,
-        ):
-            accuracy, loss = run.history["test_accuracy"][-1], run.history["train_loss"][-1]
-            print(f"{name} {arm} seed {seed}: test accuracy {accuracy:.4f}, train loss {loss:.4f}", flush=True)
+    options = {
+        "seeds": parsed.seeds,
+        "epochs": catalogue.EPOCHS if parsed.epochs is None else parsed.epochs,
+        "small": parsed.small,
+        "precision": parsed.precision,
+        "device": parsed.device,
+        "together": parsed.together,
+        "results": parsed.results,
+    }
+    asked = {name: getattr(parsed, name) for name in ("partition", "gpus", "hours", "jobs")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    names = [parsed.name] if parsed.name else list(catalogue.EXPERIMENTS)
+    runs: Iterator[tuple[str, str, int, Run]]
+    if parsed.executor:
+        runs = cluster.run_on(cluster.Request(parsed.executor, **asked), names, parsed.data, **options)
+    elif asked:
+        raise ExplrError(f"--{next(iter(asked))} is of jobs: name an --executor, too, or leave it out.")
+    else:
+        images = data.find(parsed.data)
+        runs = ((name, *found) for name in names for found in catalogue.run_experiment(name, images, **options))
+    for name, arm, seed, run in runs:
+        accuracy, loss = run.history["test_accuracy"][-1], run.history["train_loss"][-1]
+        print(f"{name} {arm} seed {seed}: test accuracy {accuracy:.4f}, train loss {loss:.4f}", flush=True)
 
 
 if __name__ == "__main__":

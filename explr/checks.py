@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,22 @@ def floats(name: str, values: Any) -> FloatArray:
     """Return numbers in whatever form, torch tensors and iterators among them, as a float64 array."""
     try:
         if hasattr(values, "detach"):  # a tensor of any dtype and device, without importing torch
-            values = values.detach().cpu().double().numpy()
+            values = values.detach().cpu()
+            values = (values if values.is_complex() else values.double()).numpy()
         elif hasattr(values, "__next__"):
             values = list(values)
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ExplrError(f"{name}={values!r} must be numbers.") from None
+        array = np.asarray(values)
+        if array.dtype.kind in "cSU":  # numpy would drop an imaginary part, and read a text
+            raise ValueError
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ExplrError(f"{name}={short(values)} must be numbers, each within the range of float64.") from None
+
+
+def short(value: Any) -> str:
+    """Return a value as a message has it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def one_float(name: str, value: Any) -> float:
@@ -42,6 +52,18 @@ def one_float(name: str, value: Any) -> float:
     if array.size != 1:
         raise ExplrError(f"{name} must be one number; got shape {array.shape}.")
     return float(array.reshape(()))
+
+
+def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
+    """Return a whole number of at least ``least``; numpy's are taken, 2.0 is not.
+
+    >>> whole("steps", 2.5)
+    Traceback (most recent call last):
+    explr.errors.ExplrError: steps=2.5 must be a number of steps, >= 1.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ExplrError(f"{name}={short(value)} must be a number of {of}, >= {least}.")
+    return int(value)
 
 
 def per_step(name: str, value: float | Rates, steps: int) -> FloatArray:
@@ -83,6 +105,21 @@ def check(name: str, values: float | FloatArray, accept: Callable[[FloatArray], 
         raise ExplrError(f"{name}={np.atleast_1d(array)[bad[0]]}{where}: {name} {rule}.")
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether a value is one number that float64 can hold, inf and nan among them; a truth value is none.
+
+    >>> is_number(0.1), is_number(math.inf), is_number(10**400), is_number(True), is_number("0.1")
+    (True, True, False, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 def alike(value: Any, pattern: Any) -> bool:
     """Tell whether a value has the form of a pattern: numbers where it has numbers, lists as long, the same keys.
 
@@ -97,5 +134,5 @@ def alike(value: Any, pattern: Any) -> bool:
         same = isinstance(value, list | tuple) and len(value) == len(pattern)
         return same and all(map(alike, value, pattern))
     if isinstance(pattern, Real) and not isinstance(pattern, bool):
-        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+        return is_number(value) and not math.isnan(value)
     return type(value) is type(pattern)

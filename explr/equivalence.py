@@ -36,6 +36,7 @@ from explr.checks import (
     one_float,
     per_step,
     rates,
+    whole,
 )
 from explr.errors import ExplrError
 from explr.recursions import AdamW, Family, HeavyBall, Nesterov, heavy_ball_bound, nesterov_bound, no_twin
@@ -288,15 +289,14 @@ def texp(phase_lrs: Rates, phase_steps: Sequence[int], weight_decay: float, mome
     """
     eta = rates("phase_lrs", phase_lrs)
     check_lr(eta)
-    steps = np.asarray(phase_steps)
-    if steps.shape != eta.shape or steps.dtype.kind not in "iu" or (steps < 1).any():
-        raise ExplrError(
-            f"phase_steps={phase_steps} must hold one whole number of steps >= 1 for each of the {len(eta)} phase_lrs."
-        )
+    if not isinstance(phase_steps, Sequence | np.ndarray) or len(phase_steps) != len(eta):
+        raise ExplrError(f"phase_steps={phase_steps!r} must hold one number of steps for each of the {len(eta)} phase_lrs.")
+    steps = [whole(f"phase_steps[{phase}]", count) for phase, count in enumerate(phase_steps)]
+    momentum = one_float("momentum", momentum)
     shares = [_steady_share(lr, weight_decay, momentum) for lr in eta.tolist()]
     log_scale = _log_scale(np.repeat(shares, steps))
     log_lr = np.log(np.repeat(eta, steps)) + log_scale[:-1] + log_scale[1:]
-    return ExpSchedule(log_lr, log_scale, momentum=np.full(len(log_lr), float(momentum)), dampening=np.zeros(len(log_lr)))
+    return ExpSchedule(log_lr, log_scale, momentum=np.full(len(log_lr), momentum), dampening=np.zeros(len(log_lr)))
 
 
 def characteristic_root(lr: float, weight_decay: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
@@ -340,16 +340,16 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
     >>> round(growth_rate(0.1, 5e-4, momentum=0.9, steps=391), 12)
     1.481233356287
     """
+    steps = one_float("steps", steps)
     if not 0 <= steps < math.inf:
         raise ExplrError(f"steps={steps} must be finite and not negative.")
     log_growth = -2.0 * steps * math.log1p(-_steady_share(lr, weight_decay, momentum, nesterov=nesterov))
-    try:
-        return math.exp(log_growth)
-    except OverflowError:
+    if log_growth > math.log(_LARGEST["float64"]):
         raise ExplrError(
             f"the growth over steps={steps} is exp({log_growth:.6g}), too large for float64. "
             "Use fewer steps, or convert(...).log_lr."
-        ) from None
+        )
+    return math.exp(log_growth)
 
 
 def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
@@ -377,7 +377,10 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
             f"no weight decay is equivalent to growth={growth} per step at momentum={momentum}: the most is "
             f"1/momentum = {1.0 / momentum:.6g}. Is this growth per epoch? Take growth ** (1 / steps_per_epoch)."
         )
-    return share * (1.0 - momentum - share) / (1.0 - share) / lr
+    decay = share * (1.0 - momentum - share) / (1.0 - share) / lr
+    if decay == math.inf:
+        raise ExplrError(f"at lr={lr} the weight decay of growth={growth} is too large for float64: use a larger lr.")
+    return decay
 
 
 class AdamWSteadyState(NamedTuple):
@@ -408,9 +411,10 @@ def adamw_steady_state(lr: float, weight_decay: float, betas: tuple[float, float
     >>> [round(beta, 12) for beta in state.betas], round(state.factor, 12)
     ([0.89991, 0.99880020999], 1.094364336031)
     """
+    lr, weight_decay = one_float("lr", lr), one_float("weight_decay", weight_decay)
     convert_adamw([lr], weight_decay, betas)  # for its errors
+    beta1, beta2 = map(one_float, ("betas[0]", "betas[1]"), betas)
     decay = lr * weight_decay
-    beta1, beta2 = betas
     # Without cancellation: 1 - β α = (1 - β) + β (1 - α).
     shorter1, shorter2 = (1.0 - beta1) + beta1 * decay, (1.0 - beta2) + beta2 * decay * (2.0 - decay)
     factor = (1.0 - beta1) / shorter1 * math.sqrt(shorter2 / (1.0 - beta2))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from numbers import Real
 from typing import Any
 
 import torch
 
+from explr.checks import is_number, short
 from explr.errors import ExplrError
 from explr.recursions import AdamW, Family, HeavyBall, Memory, Nesterov
 
@@ -62,7 +62,7 @@ def check_group(index: int, group: Group) -> None:
         values = group[name] if name == "betas" else [group[name]]
         if not (isinstance(values, list | tuple) and all(map(_is_number, values))):
             raise ExplrError(
-                f"parameter group {index} has {name}={group[name]!r}: it must be a number, or a tensor of one float32 or "
+                f"parameter group {index} has {name}={short(group[name])}: it must be a number, or a tensor of one float32 or "
                 "float64 without gradient."
             )
     for option, remedy in _REFUSED.items():
@@ -95,7 +95,7 @@ def _is_number(value: Any) -> bool:
     """Tell whether a value is a number; a tensor must hold one as exactly as it is set, and not be trained."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and value.dtype in (torch.float32, torch.float64) and not value.requires_grad
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return is_number(value)
 
 
 def read(group: Group, names: tuple[str, ...]) -> dict[str, float]:

@@ -11,12 +11,12 @@ import bisect
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from explr.checks import FloatArray
+from explr.checks import FloatArray, floats, one_float, whole
 from explr.errors import ExplrError
 
 Schedule = Callable[[int], float]
@@ -28,7 +28,7 @@ def constant(lr: float) -> Schedule:
     >>> constant(0.1)(10_000)
     0.1
     """
-    _check_rates(lr=lr)
+    (lr,) = _rates(lr=lr)
     return lambda step: lr
 
 
@@ -44,8 +44,10 @@ def step_decay(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Sch
     >>> [round(schedule(step), 6) for step in (0, 79, 80, 120)]
     [0.1, 0.1, 0.01, 0.001]
     """
-    _check_rates(lr=lr, factor=factor)
-    marks = list(milestones)
+    lr, factor = _rates(lr=lr, factor=factor)
+    if not isinstance(milestones, Iterable):
+        raise ExplrError(f"milestones={milestones!r} must be a list of step numbers.")
+    marks = [whole("milestones", mark, 0) for mark in milestones]
     if marks != sorted(marks):
         raise ExplrError(f"milestones={marks} must increase: they are step numbers counted from 0.")
     return lambda step: lr * factor ** bisect.bisect_right(marks, step)
@@ -58,8 +60,8 @@ def triangular(lr_min: float, lr_max: float, half_period: int) -> Schedule:
     >>> [round(schedule(step), 6) for step in (0, 5, 10, 15, 20)]
     [0.01, 0.06, 0.11, 0.06, 0.01]
     """
-    _check_rates(lr_min=lr_min, lr_max=lr_max)
-    _check_steps(half_period=half_period)
+    lr_min, lr_max = _rates(lr_min=lr_min, lr_max=lr_max)
+    half_period = whole("half_period", half_period)
     return lambda step: lr_min + (lr_max - lr_min) * (1.0 - abs(step % (2 * half_period) / half_period - 1.0))
 
 
@@ -72,8 +74,7 @@ def cosine(lr: float, period: int, lr_min: float = 0.0) -> Schedule:
     >>> [round(schedule(step), 6) for step in (0, 50, 99, 100)]
     [0.1, 0.05, 2.5e-05, 0.1]
     """
-    _check_rates(lr=lr)
-    _check_steps(period=period)
+    (lr,), lr_min, period = _rates(lr=lr), one_float("lr_min", lr_min), whole("period", period)
     if not 0.0 <= lr_min <= lr:
         raise ExplrError(f"lr_min={lr_min} must lie between 0 and lr={lr}.")
     return lambda step: lr_min + 0.5 * (lr - lr_min) * (1.0 + math.cos(math.pi * (step % period) / period))
@@ -88,7 +89,7 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
     >>> [round(schedule(step), 6) for step in (0, 1, 3, 4, 83, 84)]
     [0.02, 0.04, 0.08, 0.1, 0.1, 0.01]
     """
-    _check_steps(steps=steps)
+    steps = whole("steps", steps)
     target = schedule(0)
     return lambda step: target * (step + 1) / (steps + 1) if step < steps else schedule(step - steps)
 
@@ -99,8 +100,15 @@ def sample(schedule: Schedule, steps: int) -> FloatArray:
     >>> sample(constant(0.1), 3)
     array([0.1, 0.1, 0.1])
     """
-    _check_steps(steps=steps)
-    return np.array([schedule(step) for step in range(steps)], dtype=np.float64)
+    steps = whole("steps", steps)
+    try:
+        values = floats("a rate of the schedule", [schedule(step) for step in range(steps)])
+    except OverflowError as error:
+        raise ExplrError(f"the schedule leaves the range of float64 ({error}).") from None
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ExplrError(f"the schedule is {values[bad[0]]} at step {bad[0]}.")
+    return values
 
 
 def future(scheduler: Any, steps: int) -> FloatArray:
@@ -116,7 +124,7 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     >>> future(torch.optim.lr_scheduler.StepLR(optimizer, 2), 3)
     array([0.1 , 0.1 , 0.01])
     """
-    _check_steps(steps=steps)
+    steps = whole("steps", steps)
     if any("explr_update" in group for group in scheduler.optimizer.param_groups):
         raise ExplrError("the scheduler's optimizer is under an ExpLR, whose rates it now has: use ExpLR.preview(steps).")
     optimizer = copy.copy(scheduler.optimizer)  # without hooks
@@ -136,13 +144,9 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     return lrs
 
 
-def _check_rates(**rates: float) -> None:
-    for name, value in rates.items():
+def _rates(**rates: float) -> list[float]:
+    values = [one_float(name, value) for name, value in rates.items()]
+    for name, value in zip(rates, values, strict=True):
         if not 0.0 < value < math.inf:
             raise ExplrError(f"{name}={value} must be positive and finite.")
-
-
-def _check_steps(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ExplrError(f"{name}={value} must be a number of steps, >= 1.")
+    return values

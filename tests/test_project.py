@@ -144,7 +144,7 @@ def test_conda_installs_what_pip_installs():
     assert f"python{PROJECT['requires-python']}" in conda
     assert pip == {"pip": ["-e .[book,test]"]}
     assert "--editable '.[book,test]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(PROJECT["optional-dependencies"]) == {"experiments", "figures", "book", "test", "libraries"}
+    assert set(PROJECT["optional-dependencies"]) == {"experiments", "figures", "book", "test", "cluster", "libraries"}
 
 
 def makefile_under(python, folder):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from tools import zoo
@@ -16,9 +17,9 @@ def test_the_page_is_what_the_results_give():
     assert zoo.PAGE.read_text(encoding="utf-8") == zoo.page(STORED), "run python -m tools.zoo"
 
 
-def test_every_network_of_torchvision_is_there_and_says_how_it_was_made():
-    assert set(zoo.networks()["torchvision"]) <= set(STORED["networks"]["torchvision"])
-    for library in STORED["networks"]:
+def test_every_network_of_torchvision_for_classification_is_there_and_says_how_it_was_made():
+    assert set(torchvision.models.list_models(module=torchvision.models)) <= set(STORED["networks"]["torchvision"])
+    for library in (library for library, results in STORED["networks"].items() if results):
         made = STORED["provenance"][library]
         assert made[library] and made["torch"] and made["python"]
 
@@ -59,3 +60,16 @@ def test_a_network_that_comes_to_nothing_is_in_the_table_with_the_reason(code, v
     monkeypatch.setattr(zoo.subprocess, "run", lambda command, **options: run([command[0], "-c", code], **options))
     result = zoo.ask_apart("torchvision", "resnet18")
     assert result == {"verdict": verdict} and verdict in zoo._row("resnet18", result)
+
+
+def test_networks_that_have_a_result_need_not_be_asked_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(zoo, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(zoo, "networks", lambda: {"torchvision": ["a", "b"]})
+    monkeypatch.setattr(zoo, "ask_apart", lambda library, name: asked.append(name) or {"verdict": "asked"})
+    zoo.run(["b"], missing=False)
+    zoo.run([], missing=True)
+    zoo.run([], missing=True)
+    assert asked == ["b", "a"]
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(stored["networks"]["torchvision"]) == ["a", "b"]

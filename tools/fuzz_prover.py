@@ -271,11 +271,9 @@ def outcome(seed: int) -> str:
     if not all(bool(torch.isfinite(value).all()) for value in plain) or max(float(v.abs().max()) for v in plain) < 1e-6:
         return "not finite, or nothing"
     try:
-        report = scale_invariance(model, x, verify=False)
+        report = scale_invariance(model, x, verify=seed % 2 == 0)
         if any(norm.variance < 1e-9 for norm in report.norms.values()):
-            return "norm of a constant"  # which divides rounding errors by eps
-        if seed % 2 == 0:
-            scale_invariance(model, x)
+            return "norm of a constant"  # which divides rounding errors by eps: to be seen by our verification, not by this one
     except ExplrError as error:
         assert "explr is wrong" not in str(error) and "please report" not in str(error), str(error)
         return "refused"

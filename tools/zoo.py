@@ -3,11 +3,11 @@
     python -m tools.zoo                          write the page from the stored results
     python -m tools.zoo --check                  fail if the page is not what the results give
     python -m tools.zoo --run [--only NAME ...]  ask about every network, or these, store the results, write the page
+    python -m tools.zoo --run --missing          ask about those that have no result yet
 
-The networks are torchvision's models for classification, and, where timm and transformers are installed, a choice of theirs;
-none is downloaded, all have random weights. Each is asked about in a process of its own, within a limit of time, and one that
-cannot be built, traced or finished is in the table as well, with the reason. Results of networks whose library is not installed
-stay as they are.
+The networks are those of tools.zoo_networks whose libraries are installed. Each is asked about in a process of its own, within
+a limit of time, and one that cannot be built, traced or finished is in the table as well, with the reason. Results of networks
+whose library is not installed stay as they are.
 
 Every yes is checked by numbers: with all eps negligible, in float64, f at 4 times the weights that convert is compared with f.
 """
@@ -18,110 +18,16 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tools.address import ROOT
+from tools.zoo_networks import LIBRARIES, build, installed, networks
 
 PAGE = ROOT / "book" / "what-converts.md"
 RESULTS = ROOT / "book" / "results" / "what-converts.json"
 LIMIT = 900  # seconds a network
 TINY = 1e-30
 AGREE = 1e-6  # f at both scales, in float64, relative
-
-# Inputs are as small as a network takes. A transformer's position embedding belongs to one size: it keeps that.
-IMAGE, LARGE, TOKENS = (4, 3, 64, 64), (2, 3, 224, 224), (2, 16)
-SHAPES = {"inception_v3": (2, 3, 299, 299), "maxvit_t": LARGE, **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16"), LARGE)}
-SHAPES |= dict.fromkeys(("vit_l_32", "vit_h_14"), LARGE)
-_TIMM_SMALL = """
-    resnet50d seresnet50 res2net50_26w_4s resnetv2_50 resnetv2_50x1_bit nf_resnet50 dm_nfnet_f0 cspresnet50 darknet53 dla34
-    hrnet_w18_small repvgg_a0 mobilenetv4_conv_small efficientnet_b0 ghostnet_100 rexnet_100 xception41 ese_vovnet19b_dw
-    convnext_atto convnextv2_atto inception_next_atto convmixer_768_32 edgenext_xx_small mambaout_femto
-"""
-_TIMM_LARGE = """
-    deit_tiny_patch16_224 deit3_small_patch16_224 swin_tiny_patch4_window7_224 cait_xxs24_224 xcit_nano_12_p16_224 pvt_v2_b0
-    poolformer_s12 mixer_s16_224 resmlp_12_224 gmlp_s16_224 levit_128s coatnet_nano_rw_224 efficientvit_b0 fastvit_t8
-    tiny_vit_5m_224 focalnet_tiny_srf davit_tiny twins_svt_small eva02_tiny_patch14_224 beit_base_patch16_224
-"""
-TIMM = dict.fromkeys(_TIMM_SMALL.split(), IMAGE) | dict.fromkeys(_TIMM_LARGE.split(), LARGE)
-# name → class of the configuration, what it says (else its defaults, which are those of the first network of that name)
-TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "GPT-2": ("GPT2Config", {}),
-    "OPT-125M": ("OPTConfig", {}),
-    "Pythia-70M": (
-        "GPTNeoXConfig",
-        {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 50304},
-    ),
-    "SmolLM-135M (Llama)": (
-        "LlamaConfig",
-        {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-        | {"intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
-    ),
-    "Qwen2-0.5B": (
-        "Qwen2Config",
-        {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
-        | {"intermediate_size": 4864, "tie_word_embeddings": True},
-    ),
-    "Qwen3-0.6B": (
-        "Qwen3Config",
-        {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
-        | {"intermediate_size": 3072, "tie_word_embeddings": True},
-    ),
-    "OLMo-2, 4 layers of width 512": (
-        "Olmo2Config",
-        {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
-    ),
-    "BERT-base": ("BertConfig", {}),
-    "RoBERTa-base": ("RobertaConfig", {}),
-    "DistilBERT": ("DistilBertConfig", {}),
-    "T5-small": ("T5Config", {}),
-    "ViT-base": ("ViTConfig", {}),
-}
-
-
-def networks() -> dict[str, list[str]]:
-    """Return library → the networks of it that this script asks about, if it is installed."""
-    found: dict[str, list[str]] = {}
-    if _version("torchvision"):
-        import torchvision
-
-        found["torchvision"] = torchvision.models.list_models(module=torchvision.models)
-    for library, names in (("timm", list(TIMM)), ("transformers", list(TRANSFORMERS))):
-        if _version(library):
-            found[library] = names
-    return found
-
-
-def build(library: str, name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return a network with random weights, in training mode, and what it is called with."""
-    import torch
-
-    torch.manual_seed(0)
-    if library == "torchvision":
-        import torchvision
-
-        options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # else it warns
-        model = torchvision.models.get_model(name, **options)
-        return model.train(), (torch.randn(SHAPES.get(name, IMAGE)),), {}
-    if library == "timm":
-        import timm
-
-        return timm.create_model(name).train(), (torch.randn(TIMM[name]),), {}
-    import transformers
-
-    kind, options = TRANSFORMERS[name]
-    config = getattr(transformers, kind)(**options)
-    config._attn_implementation = "sdpa"
-    if kind == "ViTConfig":
-        model = getattr(transformers, "AutoModelForImageClassification").from_config(config)  # noqa: B009 - it has no types
-        return model.train(), (), {"pixel_values": torch.randn(LARGE)}
-    tokens = torch.randint(1, 1000, TOKENS)
-    heads = {"BertConfig": "MaskedLM", "RobertaConfig": "MaskedLM", "DistilBertConfig": "MaskedLM", "T5Config": "Seq2SeqLM"}
-    make = getattr(transformers, f"AutoModelFor{heads.get(kind, 'CausalLM')}")
-    kwargs: dict[str, Any] = {"input_ids": tokens}
-    kwargs |= {} if heads.get(kind) == "MaskedLM" else {"use_cache": False}
-    kwargs |= {"decoder_input_ids": tokens} if kind == "T5Config" else {}
-    return make.from_config(config).train(), (), kwargs
 
 
 def ask(library: str, name: str) -> dict[str, Any]:
@@ -142,6 +48,7 @@ def ask(library: str, name: str) -> dict[str, Any]:
     found |= {
         "seconds": round(time.process_time() - start, 1),
         "verdict": report.verdict,
+        "verified": report.verified,
         "share": report.share,
         "freeze": len(report.rest),
         "changes": {f"{factor:g}": float(f"{change:.3g}") for factor, change in report.changes.items()},
@@ -192,14 +99,15 @@ def ask_apart(library: str, name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(only: list[str]) -> None:
-    """Ask about networks and store what comes of it, after each one."""
+def run(only: list[str], *, missing: bool) -> None:
+    """Ask about networks, or only about those without a result, and store what comes of it, after each one."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"provenance": {}, "networks": {}}
+    stored["networks"] = {library: stored["networks"].get(library, {}) for library in LIBRARIES}
     for library, names in networks().items():
-        kept = stored["networks"].setdefault(library, {})
+        kept = stored["networks"][library]
         stored["networks"][library] = {name: kept[name] for name in names if name in kept}
         for name in names:
-            if not only or name in only or library in only:
+            if (not only or name in only or library in only) and not (missing and name in kept):
                 stored["networks"][library][name] = ask_apart(library, name)
                 stored["provenance"][library] = provenance(library)
                 print(library, name, stored["networks"][library][name], flush=True)
@@ -210,38 +118,45 @@ def run(only: list[str]) -> None:
 
 def provenance(library: str) -> dict[str, str]:
     """Return what the results on a library's networks were made with."""
-    made = {package: _version(package) or "" for package in dict.fromkeys((library, "torch", "explr"))}
+    made = {package: installed(package) or "" for package in dict.fromkeys((library, "torch", "explr"))}
     return made | {"python": platform.python_version(), "machine": f"{platform.machine()} CPU, 1 thread"}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def page(stored: dict[str, Any]) -> str:
     """Return the page that the stored results give."""
     every = [result for results in stored["networks"].values() for result in results.values()]
     shares = sorted((result["share"] for result in every if "share" in result), reverse=True)
+    whole, nothing = sum(share == 1 for share in shares), sum(share == 0 for share in shares)
     checked = [result["error"] for result in every if "error" in result]
     held = sum(error < AGREE for error in checked)
     median = shares[len(shares) // 2]
+    seconds = sorted(result["seconds"] for result in every if "share" in result)
     large = sum("eps is not negligible" in result["verdict"] for result in every)
     text = [
         "# What converts, in the networks people use",
         "",
         "How much of a network that was not built for the theorem can be trained without weight decay, by the exponential",
         "learning rate that is equivalent? `explr.scale_invariance` was asked about networks as their libraries build them,",
-        "with random weights. *Converts* is the share of the trainable numbers that can be scaled together without a change",
-        "in the output: the first of `report.parameter_groups(...)`. The *others* are tensors: freeze them, and the network",
-        "is scale-invariant.",
+        "with random weights, some with fewer layers or less width, as their names say. *Converts* is the share of the",
+        "trainable numbers that can be scaled together without a change in the output: the first of",
+        "`report.parameter_groups(...)`. The *others* are tensors: freeze them, and the network is scale-invariant.",
         "",
-        f"Of {len(every)} networks {len(shares)} were analysed. Half of these convert by {_percent(median)} or more,",
-        f"{sum(share > 0.9 for share in shares)} by more than 90 %, {sum(share == 0 for share in shares)} not at all.",
-        "Every yes was checked in float64 with all eps negligible: multiplying what converts by 4 changes the output by less",
-        f"than {AGREE:g} in {held} of {len(checked)} cases.",
+        f"{len(every)} networks of {len(stored['networks'])} libraries were asked about, and {len(shares)} analysed:",
+        "",
+        "| | networks |",
+        "| --- | ---: |",
+        f"| scale-invariant as they are | {whole} |",
+        f"| convert in part | {len(shares) - whole - nothing} |",
+        f"| of these, by more than 90 % | {sum(0.9 < share < 1 for share in shares)} |",
+        f"| convert nothing | {nothing} |",
+        f"| not analysed: cannot be traced, or not in time | {len(every) - len(shares)} |",
+        "",
+        f"Half of those that were analysed convert by {_percent(median)} or more. An analysis takes",
+        f"{seconds[len(seconds) // 2]:g} seconds of a processor in the median, and {seconds[-1]:g} at most.",
+        "",
+        "Every yes was checked once more, apart from the prover: in float64, with all eps negligible, what converts was",
+        f"multiplied by 4. In {held} of {len(checked)} networks this changes the output by less than {AGREE:g},",
+        f"so the number of disagreements is {len(checked) - held}.",
         "",
         "*× 4* and *× ¼* say by how much such scaling changes the output with the eps that the network has, in float32:",
         "what the eps of all its norms come to, on a small batch of noise. Weight decay shrinks weights that the exponential",
@@ -268,13 +183,17 @@ def page(stored: dict[str, Any]) -> str:
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
-    weights = f"{result['weights'] / 1e6:.1f} M" if "weights" in result else ""
+    weights = _count(result["weights"]) if "weights" in result else ""
     if "share" not in result:
         return f"| {name} | {weights} | {result['verdict'].replace('|', ' ')[:160]} | | | | | |"
     changes = [_change(result["changes"].get(factor)) for factor in ("4", "0.25")]
     error = f"{result['error']:.0e}" if result.get("error") else "exact" if "error" in result else "–"
     cells = [name, weights, _percent(result["share"]), str(result["freeze"]), *changes, error]
     return f"| {' | '.join([*cells, str(result['seconds'])])} |"
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e6:.1f} M" if weights >= 1e5 else f"{weights / 1e3:.1f} k"
 
 
 def _percent(share: float) -> str:
@@ -292,6 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Ask the prover about the networks people use.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is not what the results give")
     parser.add_argument("--run", action="store_true", help="ask first, and store what comes of it")
+    parser.add_argument("--missing", action="store_true", help="with --run: ask only about networks without a result")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="networks or libraries to ask about")
     parser.add_argument("--one", nargs=2, metavar=("LIBRARY", "NAME"), help="print the result on one network, as JSON")
     options = parser.parse_args()
@@ -299,7 +219,7 @@ def main() -> int:
         print(json.dumps(ask(*options.one)))
         return 0
     if options.run:
-        run(options.only)
+        run(options.only, missing=options.missing)
     made = page(json.loads(RESULTS.read_text(encoding="utf-8")))
     if not options.check:
         PAGE.write_text(made, encoding="utf-8")

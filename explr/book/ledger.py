@@ -24,7 +24,7 @@ CLAIMS = {
     "lr-temperature": "SGD at a large learning rate is like a random walk at a high temperature; a lower one lets it settle.",
     "step-decay": "Figure 1: step decay drops the learning rate after given epochs.",
     "oscillating": "Figure 1: cosine and triangular schedules raise the learning rate again and again.",
-    "oscillating-trains": "And yet they train networks well.",
+    "oscillating-trains": "Cosine and triangular schedules train networks well.",
     "norm-benefits": "Batch normalisation helps optimisation.",
     "explr-trains": "State-of-the-art image networks train with a learning rate that is multiplied by 1 + a at every step.",
     "explr-astronomical": "That learning rate soon reaches astronomical values.",
@@ -77,7 +77,15 @@ BEYOND = {
 }
 _WORDS = {**CLAIMS, **BEYOND}
 
+# The three that the others lean on, and why.
+CENTRAL = {
+    "lemma1-inverse": "Both theorems follow from this one property of the gradient: whatever has it has a twin.",
+    "equivalence": "It is the message of the source. The theorems state it with its conditions.",
+    "figure5": "No theorem says whether the equality outlives 200 epochs of rounding. Only long runs can.",
+}
+
 HOLDS, CAVEAT, UNDECIDED, FAILS = VERDICTS = ("holds", "holds, with a caveat", "undecided", "FAILS")
+NOT_MEASURED = "not measured"
 
 _VIEW = "explr"  # key of an output's metadata
 
@@ -195,15 +203,24 @@ class Entry:
     measurements: tuple[tuple[str, str, Claim], ...]
 
     @property
-    def verdict(self) -> str:
-        """The worst that a measurement says, those apart that give way."""
+    def decisive(self) -> Claim | None:
+        """The measurement that says the worst, those apart that give way; None if nothing was measured."""
         measured = [measurement for _, _, measurement in self.measurements]
         heard = [measurement for measurement in measured if not measurement.gives_way] or measured
-        return max((measurement.verdict for measurement in heard), key=VERDICTS.index, default="not measured")
+        return max(heard, key=lambda measurement: VERDICTS.index(measurement.verdict), default=None)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the decisive measurement."""
+        return self.decisive.verdict if self.decisive else NOT_MEASURED
 
 
 class Ledger(list[Entry]):
     """The entries of the ledger, in order; shown as a table."""
+
+    def summary(self) -> Summary:
+        """Return how many claims hold, which do not, and what became of the three that the others lean on."""
+        return Summary(tuple(self))
 
     def _repr_html_(self) -> str:
         rows = "".join(_row(entry) for entry in self)
@@ -213,6 +230,56 @@ class Ledger(list[Entry]):
 
     def __repr__(self) -> str:
         return "\n".join(f"{entry.key}: {entry.verdict}" for entry in self)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The ledger on half a page, for above its table, to whose rows it links."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many claims have each verdict; "not measured" only where there are such."""
+        verdicts = [entry.verdict for entry in self.entries]
+        return {name: verdicts.count(name) for name in (*VERDICTS, NOT_MEASURED) if name in VERDICTS or name in verdicts}
+
+    @property
+    def open(self) -> dict[str, list[Entry]]:
+        """The claims of every verdict that is not "holds", with a caveat or without."""
+        verdicts = [name for name, count in self.counts.items() if count and name not in (HOLDS, CAVEAT)]
+        return {name: [entry for entry in self.entries if entry.verdict == name] for name in verdicts}
+
+    @property
+    def central(self) -> list[tuple[Entry, str]]:
+        """The claims of CENTRAL, each with why it is there."""
+        found = {entry.key: entry for entry in self.entries}
+        return [(found[key], why) for key, why in CENTRAL.items() if key in found]
+
+    def __repr__(self) -> str:
+        measured = sum(len(entry.measurements) for entry in self.entries)
+        lines = [f"{len(self.entries)} claims, {measured} measurements"]
+        lines += [f"{verdict}: {count}" for verdict, count in self.counts.items()]
+        lines += [f"{verdict}: {', '.join(entry.key for entry in entries)}" for verdict, entries in self.open.items()]
+        return "\n".join(lines + [str(entry.decisive or f"[{entry.key}] {NOT_MEASURED}") for entry, _ in self.central])
+
+    def _repr_html_(self) -> str:
+        measured = sum(len(entry.measurements) for entry in self.entries)
+        counts = "".join(
+            f'<div data-verdict="{verdict}"><dt>{verdict}</dt><dd>{count}</dd></div>' for verdict, count in self.counts.items()
+        )
+        central = "".join(
+            f"<li>{_link(entry)} {why} <strong>{_capital(entry.verdict)}</strong>{_because(entry.decisive)}</li>"
+            for entry, why in self.central
+        )
+        rest = "".join(
+            f"<p><strong>{_capital(verdict)}</strong></p><ul>{''.join(f'<li>{_link(entry)}</li>' for entry in entries)}</ul>"
+            for verdict, entries in self.open.items()
+        )
+        return (
+            f'<div class="explr-summary"><p>{len(self.entries)} claims, {measured} measurements:</p><dl>{counts}</dl>'
+            f"<p><strong>The three that the others lean on</strong></p><ol>{central}</ol>{rest}</div>"
+        )
 
 
 def ledger(folder: str | Path = ".", claims: dict[str, str] = CLAIMS) -> Ledger:
@@ -246,6 +313,18 @@ def _whose(key: str) -> str:
     return "Claim of the source" if key in CLAIMS else "Beyond the source"
 
 
+def _link(entry: Entry) -> str:
+    return f'<a href="#claim-{entry.key}">{html.escape(entry.text)}</a>'
+
+
+def _capital(verdict: str) -> str:
+    return verdict[0].upper() + verdict[1:]
+
+
+def _because(decisive: Claim | None) -> str:
+    return f": {html.escape(str(decisive).partition(': ')[2])}" if decisive else "."
+
+
 def _row(entry: Entry) -> str:
     measured, where = [], []
     for notebook, _, m in entry.measurements:
@@ -255,8 +334,8 @@ def _row(entry: Entry) -> str:
         if link not in where:
             where.append(link)
     return (
-        f'<tr><th scope="row">{html.escape(entry.text)}</th><td><ul>{"".join(measured)}</ul></td>'
-        f"<td>{', '.join(where)}</td><td>{entry.verdict}</td></tr>"
+        f'<tr id="claim-{entry.key}" data-verdict="{entry.verdict}"><th scope="row">{html.escape(entry.text)}</th>'
+        f"<td><ul>{''.join(measured)}</ul></td><td>{', '.join(where)}</td><td>{entry.verdict}</td></tr>"
     )
 
 

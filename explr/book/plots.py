@@ -18,7 +18,7 @@ from explr.errors import ExplrError, needs
 
 with needs("figures"):
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -441,6 +441,38 @@ def effective_rates(
             axes.axhline(equilibrium, color=INK, linestyle="--", label="_equilibrium")
         axes.set(yscale="log", xlabel="step", ylabel="effective LR, η/‖θ‖²\n(log scale)", title=title, ylim=limits)
         label_lines(axes)
+    return figure
+
+
+def angles(points: Mapping[str, tuple[Rates, Rates, Sequence[bool]]], *, title: str = "") -> Figure:
+    """Draw measured angles against predicted ones on logarithmic axes, one marker for each group, and the line of equality.
+
+    Args:
+        points: name of a group → predicted angles, measured ones, both in degrees, and for each whether its run had settled.
+            Runs that had not are drawn hollow.
+        title: for example the name of the data set.
+
+    >>> angles({"γ = 0": ([1.0, 2.0], [1.1, 2.0], [False, True])}).axes[0].get_xlabel()
+    'predicted angle of a step (degrees)'
+    """
+    with figure_of(panels=1, height=4.0) as (figure, (axes,)):
+        drawn = np.concatenate([np.concatenate(group[:2]) for group in points.values()])
+        ends = [drawn.min(), drawn.max()]
+        axes.plot(ends, ends, color=COLOURS["control"], linestyle="--", label="equal", zorder=1)
+        looks = zip("os^Dv", (COLOURS["weight decay"], COLOURS["exponential"], *OTHER_COLOURS), strict=True)
+        for (name, (predicted, measured, settled)), (marker, colour) in zip(points.items(), looks, strict=False):
+            faces = [colour if settles else "none" for settles in settled]
+            axes.scatter(predicted, measured, s=60, marker=marker, edgecolors=colour, facecolors=faces)
+            axes.plot([], [], marker, color=colour, label=name)
+        if not all(settles for *_, settled in points.values() for settles in settled):
+            axes.plot([], [], "o", color=INK, markerfacecolor="none", label="not settled")
+        axes.set(xscale="log", yscale="log", title=title, xlabel="predicted angle of a step (degrees)")
+        axes.set_ylabel("measured angle (degrees)")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_locator(NullLocator())
+        axes.legend()
     return figure
 
 

@@ -8,7 +8,7 @@ their own and never take the place of full runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -156,6 +156,16 @@ def record_folder(
     return (results or results_folder()) / "-".join(parts)
 
 
+def record_path(folder: Path, arm: str, seed: int) -> Path:
+    """Return where the record of a run lies."""
+    return folder / f"{arm}-seed{seed}.json"
+
+
+def is_stand_in(data: Dataset) -> bool:
+    """Return whether images are others than CIFAR-10's, so that their records have a folder of their own."""
+    return not data.name.startswith("CIFAR-10")
+
+
 def load(
     name: str,
     *,
@@ -228,6 +238,7 @@ def run_experiment(
     device: str | torch.device | None = None,
     together: int | None = None,
     results: Path | None = None,
+    only: Collection[tuple[str, int]] | None = None,
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
 
@@ -244,6 +255,7 @@ def run_experiment(
         device: where to train; by default a GPU if there is one.
         together: how many runs share the device; by default 4 on a GPU and 1 on a CPU.
         results: folder of the records.
+        only: (arm, seed) of the runs to look after, by default all of the experiment.
 
     Raises:
         ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data;
@@ -254,18 +266,19 @@ def run_experiment(
     together = together or (4 if device.type == "cuda" else 1)
     if epochs < 1 or together < 1 or (seeds is not None and seeds < 1):
         raise ExplrError(f"epochs={epochs}, seeds={seeds} and together={together} must be at least 1.")
-    stand_in = not data.name.startswith("CIFAR-10")
-    folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=stand_in, results=results)
+    folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=is_stand_in(data), results=results)
     if small:
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
     waiting: list[_Waiting] = []
     diverged: list[str] = []
     for arm, seed in run_names(name, seeds=seeds):
-        path = folder / f"{arm}-seed{seed}.json"
+        path = record_path(folder, arm, seed)
         config = replace(arms[arm], seed=seed, precision=precision)
         if small:
             config = replace(config, model="preresnet", model_args={"depth": 14, "width": 8, **config.model_args})
+        if only is not None and (arm, seed) not in only:
+            continue
         lock = None if path.exists() else try_lock(path.with_suffix(".lock"))
         if path.exists():  # it may have been finished between the two looks
             if lock:

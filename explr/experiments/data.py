@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explr.errors import ExplrError, needs
-from explr.experiments.files import atomic_write
+from explr.experiments.files import atomic_write, sealed, unsealed
 from explr.experiments.progress import progress
 
 with needs("experiments"):
@@ -246,6 +246,18 @@ def synthetic(train: int = 5000, test: int = 1000, *, seed: int = 0, device: str
     return Dataset(*split(train), *split(test), name=f"synthetic gratings, {train} training and {test} test images").to(device)
 
 
+def find(choice: str | None = None) -> Dataset:
+    """Return the images that a user has chosen: those of a folder, "synthetic" ones, or None for what there is.
+
+    Raises:
+        ExplrError: as for :func:`cifar10_or_synthetic`.
+
+    >>> find("synthetic").name
+    'synthetic gratings, 5000 training and 1000 test images'
+    """
+    return synthetic() if choice == "synthetic" else cifar10_or_synthetic(choice)
+
+
 def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = None, test: int | None = None) -> Dataset:
     """Return CIFAR-10, or the stand-in where no folder was named and CIFAR-10 cannot be fetched; then it prints why.
 
@@ -318,12 +330,12 @@ def _read_folders(folder: Path) -> Dataset:
     for path, _ in everything:
         status = path.stat()
         fingerprint.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.npy"
+    cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.pixels"
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
         pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
         with atomic_write(cache) as file:
-            np.save(file, pixels)
+            file.write(sealed(pixels.tobytes()))
     images = torch.from_numpy(pixels)
     labels = torch.tensor([label for _, label in everything])
     train = len(files["train"])
@@ -335,14 +347,11 @@ def _read_folders(folder: Path) -> Dataset:
 
 
 def _read_cache(cache: Path, count: int) -> npt.NDArray[np.uint8] | None:
-    """Return the cached pixels; None if there are none or if the file is not what this module wrote."""
+    """Return the cached pixels; None if there are none, or if a byte of them has changed."""
     try:
-        pixels: npt.NDArray[np.uint8] = np.load(cache)
-    except (OSError, ValueError, EOFError, MemoryError):
+        return np.frombuffer(bytearray(unsealed(cache.read_bytes())), np.uint8).reshape(count, 3, 32, 32)
+    except (OSError, ValueError, MemoryError):
         return None
-    return (
-        pixels if isinstance(pixels, np.ndarray) and pixels.shape == (count, 3, 32, 32) and pixels.dtype == np.uint8 else None
-    )
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:

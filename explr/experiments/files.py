@@ -92,7 +92,11 @@ def _give_up_on_windows(file: IO[bytes]) -> None:
 
 def sealed(content: bytes) -> bytes:
     """Return ``content`` and its digest behind it, where torch.load does not look."""
-    return content + _DIGEST + hashlib.sha256(content).hexdigest().encode()
+    return content + _seal(content)
+
+
+def _seal(content: bytes) -> bytes:
+    return _DIGEST + hashlib.sha256(content).hexdigest().encode()
 
 
 def unsealed(content: bytes) -> bytes:
@@ -106,8 +110,9 @@ def unsealed(content: bytes) -> bytes:
     """
     if content[-22:-18] == b"PK\5\6":  # the end of a torch file, which is a zip file: written before there were digests
         return content
-    body = content[: -len(_DIGEST) - _HEX]
-    if sealed(body) != content:
+    end = len(content) - len(_DIGEST) - _HEX
+    body = content[:end]
+    if end < 0 or content[end:] != _seal(body):
         raise ValueError("its bytes do not give the digest it ends with")
     return body
 

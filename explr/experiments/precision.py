@@ -37,16 +37,26 @@ def dtype_of_weights(precision: str, device: torch.device) -> torch.dtype:
 def layout(model: nn.Module, precision: str, device: torch.device) -> torch.memory_format:
     """Return the order of an image's numbers in memory in which the model is likely to be fastest.
 
-    On a GPU channels last is what the matrix units want; the other units, and group norm, want the channels first.
+    On a GPU channels last is what the matrix units want; the other units, and group norm, want the channels first. On a CPU
+    channels last is faster, but with it the gradient of a narrow convolution can be wrong, or crash (oneDNN issue 6035).
 
     >>> layout(nn.BatchNorm2d(4), "float32", torch.device("cpu"))
     torch.channels_last
+    >>> layout(nn.Conv2d(4, 8, kernel_size=1, stride=2), "float32", torch.device("cpu"))
+    torch.contiguous_format
     """
     if device.type != "cuda":
-        return torch.channels_last
+        return torch.contiguous_format if any(map(_is_narrow, model.modules())) else torch.channels_last
     matrix_units = precision in ("tf32", "bfloat16") and torch.cuda.get_device_capability(device) >= _MATRIX_UNITS
     grouped = any(isinstance(module, nn.GroupNorm) for module in model.modules())
     return torch.channels_last if matrix_units and not grouped else torch.contiguous_format
+
+
+def _is_narrow(module: nn.Module) -> bool:
+    """Tell whether it is a 1x1 convolution with a stride, of fewer channels than oneDNN takes at once: 8 or (AVX-512) 16."""
+    if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1} or set(module.stride) == {1}:
+        return False
+    return module.in_channels // module.groups < 16
 
 
 @contextmanager

@@ -281,7 +281,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _command() -> str | None:
-    """Return the command of ours that is running, less the folders of this machine; None in a notebook or another program."""
+    """Return the command of ours that is running, less what is of this machine; None in a notebook or another program."""
     program, words = Path(sys.argv[0]), sys.argv[1:]
     if program.name == "explr" or program == PACKAGE / "__main__.py":
         command = ["explr"]
@@ -289,8 +289,8 @@ def _command() -> str | None:
         command = ["python", "-m", f"benchmarks.{program.stem}"]
     else:
         return None
-    folders = {"--results", "--data", "--lossless"}
-    command += [word for before, word in zip(["", *words], words, strict=False) if not folders & {before, word.split("=")[0]}]
+    local = {"--results", "--data", "--lossless", "--executor", "--partition", "--gpus", "--hours", "--jobs"}
+    command += [word for before, word in zip(["", *words], words, strict=False) if not local & {before, word.split("=")[0]}]
     return shlex.join(command + ["--data", "synthetic"] * ("synthetic" in words))
 
 

@@ -1,7 +1,7 @@
 """The prover of scale invariance (Appendix C of Li & Arora 2020, as a program), and Lemma 1 by numbers."""
 
 from explr.invariance.analysis import scale_invariance
-from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
+from explr.invariance.findings import Approximation, NormReport, Obstruction, Row, Verification
 from explr.invariance.lemma import GradientRow, Lemma1Report, lemma1
 from explr.invariance.report import InvarianceReport
 
@@ -13,6 +13,7 @@ __all__ = [
     "NormReport",
     "Obstruction",
     "Row",
+    "Verification",
     "lemma1",
     "scale_invariance",
 ]

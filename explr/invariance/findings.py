@@ -1,4 +1,7 @@
-"""What the analysis of a network can find, one by one: an obstruction, a norm, a constant taken for an eps, an operation."""
+"""What the analysis of a network can find, one by one: an obstruction, a norm, a constant taken for an eps, an operation.
+
+And whether numbers agree.
+"""
 
 from __future__ import annotations
 
@@ -101,3 +104,24 @@ class Row:
     degree_in: str
     degree_out: str
     note: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a proof was held against numbers, and what came of it.
+
+    Attributes:
+        change: the largest relative change of the output when what converts is scaled; None where nothing was compared.
+        precision: of the copy that was scaled: "float64", or "the precision of the network", where its code allows no other.
+        reason: why nothing was compared; "" where something was.
+    """
+
+    change: float | None = None
+    precision: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.change is None:
+            return f"Not verified by numbers: {self.reason}. The proof is by the rules alone."
+        seen = f"the output changes by {self.change:.1e} at c = 64 or less"
+        return f"Verified in {self.precision}, with each eps scaled along: {seen}."

@@ -16,7 +16,7 @@ from explr.errors import ExplrError
 from explr.invariance.graph import first_line
 from explr.invariance.measure import variances_of
 from explr.invariance.sandbox import check_model, left_as_it_is, run
-from explr.invariance.tables import html_page, html_table, text_table
+from explr.invariance.tables import html_lines, html_page, html_tall_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
 _NORM_MODULES: dict[type[nn.Module], str] = {
@@ -210,7 +210,8 @@ class Lemma1Report:
         return f"{self._verdict()}\n\n{text_table(*self._table())}"
 
     def _repr_html_(self) -> str:
-        return html_page(self._verdict(), html_table(*self._table()))
+        total = f"All parameters together: cosine {self.cosine:+.1e}, gradient error {self.gradient_error:.1e}."
+        return html_page(self._verdict(), html_lines("p", [total]), html_tall_table(*self._table()))
 
     def _verdict(self) -> str:
         verdict = f"Lemma 1 {'holds' if self.holds() else 'FAILS'} at c = {self.factor:g}, tolerance {self.tolerance:.1e}"
@@ -227,4 +228,6 @@ class Lemma1Report:
             for row in self.rows
         ]
         total = [self.total.name, f"{self.cosine:+.1e}", f"{self.gradient_error:.1e}", "" if self.holds() else "FAILS"]
-        return "Lemma 1", ["parameter", "cosine", "gradient error", ""], [*rows, total]
+        header, lines = ["parameter", "cosine", "gradient error", ""], [*rows, total]
+        noted = any(line[-1] for line in lines)
+        return ("Lemma 1", header, lines) if noted else ("Lemma 1", header[:-1], [line[:-1] for line in lines])

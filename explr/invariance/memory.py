@@ -8,7 +8,7 @@ ranges of their own; those of parameters, buffers, constants and inputs lie wher
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -82,11 +82,22 @@ def place_of(tensor: Tensor) -> Place | None:
     return Place(storage_key(tensor), str(tensor.dtype), tuple(map(known, tensor.shape)), strides, offset)
 
 
+def in_order(sizes: Iterable[object]) -> Place:
+    """Return how a tensor of these sizes lies in a storage of its own, one row after the other."""
+    known = tuple(size if isinstance(size, int) else str(size) for size in sizes)
+    strides: list[int | str] = []
+    stride: int | str = 1
+    for size in reversed(known):
+        strides.append(stride)
+        stride = stride * size if isinstance(stride, int) and isinstance(size, int) else "data"
+    return Place(0, "", known, tuple(reversed(strides)), 0)
+
+
 def axes_seen(axes: frozenset[int], place: Place | None, other: Place | None) -> frozenset[int] | None:
     """Return along which axes of another view of the same memory that differs which differs along these axes of a tensor.
 
     An address in a dense tensor is a number whose digits are the indices. An axis of a view that changes one digit, and never
-    carries, moves along that axis of the tensor alone. Returns None where this cannot be said.
+    carries, or counts through several, moves along those axes of the tensor alone. Returns None where this cannot be said.
     """
     if place is None or other is None:
         return None
@@ -114,9 +125,7 @@ def axes_seen(axes: frozenset[int], place: Place | None, other: Place | None) ->
     for digit in reversed(digits):
         digit[3], start = divmod(start, digit[0])
     found = set()
-    for axis, (size, stride) in enumerate(zip(seen_sizes, seen_strides, strict=True)):
-        if size <= 1 or stride == 0:
-            continue
+    for axis, size, stride in _within_digits(digits, seen_sizes, seen_strides):
         digit = next((digit for digit in reversed(digits) if digit[0] <= stride), [0, 0, 0, 0])
         if not digit[0] or stride % digit[0]:
             return None
@@ -125,6 +134,18 @@ def axes_seen(axes: frozenset[int], place: Place | None, other: Place | None) ->
             found.add(axis)
     fits = start == 0 and all(0 <= met < count for _, count, _, met in digits)
     return frozenset(found) if fits else None
+
+
+def _within_digits(digits: list[list[int]], sizes: list[int], strides: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield axes of a view as axis, size, stride; one that counts through whole digits, as one axis for each digit."""
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        for worth, count, *_ in digits:
+            steps = worth * count // max(stride, 1)
+            if worth <= stride and 1 < steps < size and worth * count % stride == 0 and size % steps == 0:
+                yield axis, steps, stride
+                size, stride = size // steps, worth * count
+        if size > 1 and stride:
+            yield axis, size, stride
 
 
 def _numbers(sizes: tuple[int | str, ...]) -> list[int] | None:
@@ -197,8 +218,11 @@ class Memory(Generic[Degree]):
                 degrees.append(region.degree)
         return degrees
 
-    def write(self, tensor: Tensor, degree: Degree, agree: Callable[[list[Degree]], Degree]) -> None:
-        """Overwrite what a tensor covers; what it covers in part keeps its degree, so the two must agree."""
+    def write(self, tensor: Tensor, degree: Degree, agree: Callable[[list[Degree]], Degree], *, placed: bool = False) -> None:
+        """Overwrite what a tensor covers; what it covers in part keeps its degree, so the two must agree.
+
+        ``placed`` is whether a degree with axes says how they lie in the memory of this tensor.
+        """
         home, low, high = self._locate(tensor)
         dense = fills(tensor)
         found = self._overlapping(home, low, high)
@@ -206,7 +230,7 @@ class Memory(Generic[Degree]):
         touched = [r for r in found if not any(r is c for c in covered)]
         if touched:
             degree = agree([*(region.degree for region in touched), degree])
-        elif any(region.degree != degree for region in covered):
+        elif not placed and any(region.degree != degree for region in covered):
             degree = agree([degree])  # other views of these bytes may have other axes, along which parts would be others
         for region in touched:
             region.degree = degree

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from explr.errors import ExplrError
 from explr.invariance.calls import Call
-from explr.invariance.degrees import CONSTANT, Degree, Findings, Vector, combine, degree_of_constant
+from explr.invariance.degrees import CONSTANT, Degree, Findings, Shifted, Vector, combine, degree_of_constant
 from explr.invariance.graph import (
     WRAPPERS,
     attribute,
@@ -211,7 +211,9 @@ class Propagation(Findings):
         return found
 
     def _write(self, node: fx.Node, target: fx.Node, degree: Degree) -> None:
-        self.memory.write(target.meta["val"], degree, lambda degrees: self.agree(node, degrees))
+        value = target.meta["val"]
+        placed = isinstance(degree, Shifted) and degree.place is not None and degree.place.storage == storage_key(value)
+        self.memory.write(value, degree, lambda degrees: self.agree(node, degrees), placed=placed)
 
     def _keep_statistics(self, call: Call) -> None:
         """Ask that what a norm keeps does not scale, if the network reads it otherwise than to keep it."""

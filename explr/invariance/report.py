@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from explr.errors import ExplrError
 from explr.invariance.degrees import Vector, combine, total_degree
-from explr.invariance.findings import Approximation, NormReport, Obstruction, Row
+from explr.invariance.findings import Approximation, NormReport, Obstruction, Row, Verification
 from explr.invariance.folding import SCREENFUL, Folded, fold
 from explr.invariance.subsets import components, largest_invariant_set
-from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, text_table
+from explr.invariance.tables import few, html_folded, html_lines, html_page, html_table, html_tall_table, text_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class InvarianceReport:
             them, and the rest is scale-invariant. (A large eps of a norm of torch counts in the verdict, but not here: it can
             follow the weights, as :class:`explr.optim.ExpLR` makes it when it is given the model.)
         rows: the operations, in the order of execution.
+        verification: how far numbers agree that what converts does, or why they were not asked.
     """
 
     invariant: bool
@@ -48,6 +49,7 @@ class InvarianceReport:
     joint: tuple[tuple[str, ...], ...]
     rest: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+    verification: Verification = field(repr=False)
     _classes: dict[str, str] = field(repr=False)
     _parameters: dict[str, nn.Parameter] = field(repr=False)
     _conditions: tuple[Vector, ...] = field(repr=False)
@@ -66,6 +68,11 @@ class InvarianceReport:
             others = len(large) < len(self.obstructions)
             return f"not scale-invariant: {'among other things, ' * others}an eps is not negligible ({few(large)})"
         return "not scale-invariant" + (f": homogeneous of degree {self.degree}" if self.degree is not None else "")
+
+    @property
+    def verified(self) -> bool:
+        """Whether what converts was scaled, and the output seen to stay as it is; if not, :attr:`verification` says why."""
+        return self.verification.change is not None
 
     @property
     def share(self) -> float:
@@ -90,7 +97,7 @@ class InvarianceReport:
         if self.changes:
             what = "scaling what converts changes the output" if self.rest else "scaling the weights changes the output"
             lines.append(f"Measured: {what} by {' and '.join(f'{v:.1e} at c = {c:g}' for c, v in self.changes.items())}.")
-        return lines
+        return [*lines, str(self.verification)] if self.share else lines
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.
@@ -177,11 +184,11 @@ class InvarianceReport:
         return "\n\n".join(filter(None, [*parts, "\n".join(folded.parameters)]))
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook, with a line for each folded away below the lines that stand for them."""
-        parts = [html_lines("p", self.advice), *_html_parts(self._folded(full=False))]
+        """Show the same in a notebook: tall tables folded, and of a large network each line folded away below their kinds."""
+        parts = [html_lines("p", self.advice), *_html_parts(self._folded(full=False), html_tall_table)]
         if len(self.rows) > SCREENFUL:
             summary = f"all {len(self.rows)} operations and {len(self._parameters)} parameters"
-            parts.append(html_folded(summary, "".join(_html_parts(self._folded(full=True)))))
+            parts.append(html_folded(summary, "".join(_html_parts(self._folded(full=True), html_table))))
         return html_page(self.verdict, *parts)
 
     def _folded(self, full: bool) -> Folded:
@@ -200,8 +207,8 @@ class InvarianceReport:
         return names
 
 
-def _html_parts(folded: Folded) -> Iterator[str]:
+def _html_parts(folded: Folded, shown: Callable[..., str]) -> Iterator[str]:
     items = html_lines("li", folded.obstructions)
     yield f"<ul>{items}</ul>" if items else ""
-    yield from (html_table(*table) for table in folded.tables)
+    yield from (shown(*table) for table in folded.tables)
     yield html_lines("p", folded.parameters)

@@ -41,8 +41,7 @@ _LINEAR = """
     repeat repeat_interleave tile index _unsafe_index index_select gather take take_along_dim masked_select roll flip fliplr
     flipud rot90 tril triu diag diag_embed unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle
     native_channel_shuffle sum mean nansum nanmean cumsum trace amax amin aminmax std
-    linalg_matrix_norm frobenius_norm quantile nanquantile reflection_pad1d reflection_pad2d reflection_pad3d
-    replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    linalg_matrix_norm frobenius_norm quantile nanquantile upsample_nearest1d upsample_nearest2d upsample_nearest3d
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
     _upsample_bicubic2d_aa fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
     fft_rfftn fft_irfftn stft istft linalg_svdvals linalg_eigvalsh to_dense _to_dense to_sparse _to_sparse coalesce values
@@ -107,7 +106,8 @@ _RULES: dict[str, Rule] = {
     **_table(r.product("self", "vec"), "mv"),
     **_table(r.product("self", "tensor"), "dot"),
     **_table(r.product("self", "vec2"), "outer ger"),
-    **_table(r.product("tensors"), "einsum linalg_multi_dot"),
+    **_table(r.product("tensors"), "linalg_multi_dot"),
+    **_table(r.einsum, "einsum"),
     **_table(r.product("mat1", "mat2", plus="self"), "addmm"),
     **_table(r.product("mat", "vec", plus="self"), "addmv"),
     **_table(r.product("vec1", "vec2", plus="self"), "addr"),
@@ -146,6 +146,11 @@ _RULES: dict[str, Rule] = {
         "scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter",
     ),
     **_table(r.pad, "pad constant_pad_nd"),
+    **_table(
+        r.repeating_pad,
+        "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+        "_pad_circular",
+    ),
     **_table(r.clamp, "clamp clip clamp_min clamp_max"),
     **_table(r.lerp, "lerp"),
     **_table(r.interpolate, "grid_sampler grid_sampler_2d grid_sampler_3d"),

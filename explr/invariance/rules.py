@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from explr.invariance.calls import Call
 from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vector, apart, combine, degree_of_constant
 from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_key, storage_of, tensors_of
+from explr.invariance.memory import axes_seen, in_order, place_of
 
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
@@ -46,8 +47,19 @@ def view(call: Call) -> Degree:
 def seen(call: Call) -> Degree:
     """As same; what is told apart by axes is looked at again by whoever reads the view."""
     degree = call.raw(call.first)
+    if not isinstance(degree, Shifted):
+        return same(call)
     shared = all(storage_key(out) == storage_of(call[call.first]) for out in tensors_of(call.node))
-    return degree if isinstance(degree, Shifted) and call.is_view and shared else same(call)
+    if call.is_view and shared:
+        return degree
+    return _copied_in_order(call, degree) if call.operation in ("reshape", "flatten") else same(call)
+
+
+def _copied_in_order(call: Call, degree: Shifted) -> Degree:
+    """Return the degree of a copy that has the entries of its argument, in their order, in another shape."""
+    out = call.node.meta["val"]
+    axes = axes_seen(degree.axes, in_order(call[call.first].meta["val"].shape), in_order(out.shape))
+    return same(call) if axes is None else replace(degree, axes=axes, place=place_of(out))
 
 
 def values(call: Call) -> list[Degree]:
@@ -267,10 +279,17 @@ def scatter(call: Call) -> Degree:
     return call.agree(a for a in (call[name] for name in ("self", "src", "source", "value", "values")) if a is not None)
 
 
+def repeating_pad(call: Call) -> Degree:
+    """More of the same along the last axes: what depends on the index along some axes alone still does."""
+    x, sizes = call.raw("self"), call["pad"] if "pad" in call.arguments else call["padding"]
+    outer = range(call["self"].meta["val"].ndim - len(sizes) // 2)
+    return call.given(x) if isinstance(x, Shifted) or (isinstance(x, Parts) and x.axis in outer) else call.degree("self")
+
+
 def pad(call: Call) -> Degree:
     """More of the same, or a constant."""
     if call["mode"] not in (None, "constant"):
-        return call.degree("self")
+        return repeating_pad(call)
     return call.agree([call["self"], call["value"] if call["value"] is not None else 0])
 
 
@@ -434,6 +453,23 @@ def matmul(*factors: str) -> Rule:
         return call.shifted(range(output.ndim - 1), combine(by, right.degree), [combine(by, shift) for shift in right.shifts])
 
     return rule
+
+
+def einsum(call: Call) -> Degree:
+    """Multilinear; what is added to one of two factors along some axes is added to the product along those, and the other's."""
+    tensors, equation = call["tensors"], call["equation"].replace(" ", "")
+    left, _, right = equation.partition("->")
+    names, degrees = left.split(","), [call.found.degree(tensor) for tensor in tensors]
+    if [isinstance(degree, Shifted) for degree in degrees].count(True) != 1 or len(tensors) != 2 or "->" not in equation:
+        return call.product(("tensors",))
+    mine = next(index for index, degree in enumerate(degrees) if isinstance(degree, Shifted))
+    x = degrees[mine]
+    if "." in equation or not isinstance(x, Shifted):
+        return call.product(("tensors",))
+    by = call.agree([tensors[1 - mine]])
+    seen_in = {names[mine][axis] for axis in x.axes} | set(names[1 - mine])
+    axes = [axis for axis, name in enumerate(right) if name in seen_in]
+    return call.shifted(axes, combine(by, x.degree), [combine(by, shift) for shift in x.shifts])
 
 
 def softmax(call: Call) -> Degree:

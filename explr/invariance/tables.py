@@ -9,15 +9,19 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # caption, header, rows
 
-# Lines and space, but no colours: those are the page's, light or dark. What is too wide for a phone scrolls in its own box.
+TALL = 15  # rows; a page folds a table that has more
+
+# It travels with each report, as no other page than the book's has a style of ours: JupyterLab, Colab, an editor. Lines and
+# space, but no colours: those are the page's, light or dark. What is too wide for a phone scrolls in its own box.
 _STYLE = """
 .explr-report :is(p, li) {overflow-wrap: anywhere}
 .explr-report .explr-wide {overflow-x: auto; margin: 0.5em 0 1em}
-.explr-report table {border-collapse: collapse; width: auto; margin: 0; font-size: 0.95em}
+.explr-report table {border-collapse: collapse; width: auto; margin: 0; font-size: 0.95em; font-variant-numeric: tabular-nums}
 .explr-report caption {caption-side: top; text-align: left; font-weight: bold; padding: 0.25em 0}
-.explr-report :is(th, td) {padding: 0.2em 1em 0.2em 0; text-align: left; vertical-align: top; white-space: nowrap}
-.explr-report :is(thead th, td, tbody th) {border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.4); background: none}
-.explr-report tbody th {font-weight: normal}
+.explr-report table :is(th, td) {padding: 0.25em 1.25em 0.25em 0; text-align: left; vertical-align: top; white-space: nowrap}
+.explr-report table :is(th, td) {border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.4); background: none}
+.explr-report table tbody th {font-weight: normal; font-family: ui-monospace, Menlo, Consolas, monospace}
+.explr-report details {margin: 0.5em 0}
 .explr-report summary {cursor: pointer}
 """.replace("\n", " ")
 
@@ -57,6 +61,12 @@ def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
         f'<div class="explr-wide" role="group" tabindex="0" aria-label="{html.escape(caption)}"><table>'
         f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def html_tall_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as HTML, folded where it has more than :data:`TALL` rows."""
+    table = html_table(caption, header, rows)
+    return html_folded(f"{caption}: {len(rows)} rows", table) if len(rows) > TALL else table
 
 
 def html_lines(tag: str, lines: Iterable[str]) -> str:

@@ -3,7 +3,9 @@
 The prover follows rules, and a rule may be wrong. So every set of parameters that it claims can be scaled is scaled, each by a
 factor of its own and another at each step, and the outputs are compared, with the same random numbers, and with state carried
 from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding, and the
-eps of norms follows them: of an invariant network even the rounding errors stay what they are.
+eps of norms follows them: of an invariant network even the rounding errors stay what they are. But for some, such as those of a
+bias that scales beside weights that do not; and a norm of what is constant divides nothing but rounding errors by nothing. So
+where outputs differ, they are held against a control: how much they differ when the weights move by one unit in the last place.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from explr.errors import ExplrError
 from explr.invariance.attributes import tensors_in
 from explr.invariance.degrees import Vector
+from explr.invariance.findings import Verification
 from explr.invariance.graph import storage_key
 from explr.invariance.sandbox import left_as_it_is
 from explr.invariance.tables import few
 
 LARGEST = 500_000_000  # a copy of more numbers than these could be too much for the machine
 DRAWS = 2
+CONTROLS = 3  # random moves of all weights by a unit in the last place
+ROUNDING = 10.0  # a difference up to so many times that of a control is no sign of anything
 Exponents = Sequence[tuple[int, int]]  # of every set, at the first step and the second, as powers of two
 
 
@@ -38,8 +43,8 @@ def hold_against_numbers(
     sets: Sequence[Sequence[str]],
     eps: Mapping[str, tuple[float, Vector]],
     left: float = 0.0,
-) -> float | None:
-    """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, relatively.
+) -> Verification:
+    """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, or why not.
 
     Args:
         model: the network, which stays as it is.
@@ -49,36 +54,46 @@ def hold_against_numbers(
         left: how large, relatively, what counts as an eps and is no attribute of a module is.
 
     Returns:
-        The largest change; None where there is nothing to compare: a network that cannot be copied, or whose output is not
-        finite.
+        The largest change; or the reason why nothing was compared, such as a network that cannot be copied, or one that divides
+        rounding errors by rounding errors.
 
     Raises:
         ExplrError: if the output changes by more than rounding, and what is left of eps, explain, or if a backward that was
             written by hand gives a gradient that does not go with the scale.
     """
     parameters = list(model.parameters())
-    if not sets or sum(p.numel() for p in parameters) > LARGEST:
-        return None
+    if not sets:
+        return Verification(reason="nothing converts")
+    if (many := sum(p.numel() for p in parameters)) > LARGEST:
+        return Verification(reason=f"a copy of {many:,} parameters, more than {LARGEST:,}, may not fit into memory")
     if any(p.is_meta or p.layout is not torch.strided for p in parameters):
-        return None
+        return Verification(reason="some parameters are sparse, or on the meta device")
+    plain: list[Tensor] | None = None
     for dtype in (torch.float64, None):  # the types of some networks are written into their code
         run = _Run(model, inputs, eps, dtype)
         allowed = run.tolerance + 50.0 * left
         if allowed <= 0.1 and (plain := run(sets, [(0, 0)] * len(sets))) is not None:
             break
-    else:
-        return None
+    if plain is None:
+        what = "a constant that counts as an eps is too large" if allowed > 0.1 else "a copy of the network does not run"
+        return Verification(reason=what)
     if run.foreign or not _finite(plain):
-        return None
+        foreign = "a copy of the network uses parameters of the original"
+        return Verification(reason=foreign if run.foreign else "the output is not finite")
     chance = random.Random(0)
     # Even, so that square roots are powers of two as well; upwards only, where an eps stays what it is.
     powers = (2, 4, 6) if left else (-6, -4, -2, 2, 4, 6)
     worst = 0.0
     for _ in range(DRAWS):
         exponents = [(chance.choice(powers), chance.choice(powers)) for _ in sets]
-        change = _distance(run(sets, exponents), plain)
+        scaled = run(sets, exponents)
+        change = _distance(scaled, plain)
         worst = max(worst, change)
-        if change > allowed:
+        if change > allowed and scaled is not None:
+            noise = max(run.noise(sets, exponents, scaled), run.noise(sets, [(0, 0)] * len(sets), plain))
+            if change <= ROUNDING * noise:
+                moved = f"moving the weights by one unit in the last place changes the output by {noise:.1e} of its size"
+                return Verification(reason=f"numbers cannot tell, for {moved}")
             each = zip(sets, exponents, strict=True)
             guilty = next((names for names, own in each if _distance(run([names], [own]), plain) > allowed), sets[0])
             raise ExplrError(
@@ -98,7 +113,7 @@ def hold_against_numbers(
                         f"forward: the output does not feel the scale of {name}, but its gradient is off by {change:.1e} of "
                         "1/c times what it was. Then no theorem holds. Use a backward that shrinks as the weights grow."
                     )
-    return worst
+    return Verification(worst, "float64" if run.dtype else "the precision of the network")
 
 
 def changes_at_scale(
@@ -133,16 +148,25 @@ class _Run:
         # As in lemma1: a relative error of x in the activations switches about that share of the ReLUs.
         self.tolerance = 100.0 * math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=1.0))
 
-    def __call__(self, sets: Sequence[Sequence[str]], exponents: Exponents) -> list[Tensor] | None:
-        """Return the outputs of both steps; None where the copy does not run."""
+    def __call__(self, sets: Sequence[Sequence[str]], exponents: Exponents, control: int | None = None) -> list[Tensor] | None:
+        """Return the outputs of both steps; None where the copy does not run.
+
+        A ``control`` is the seed with which every weight is moved by one unit in the last place, up or down.
+        """
         try:
             twin = self.twin = self.twin or self._copy()
             for mine, original in self.memory:
                 mine.copy_(original)
+            if control is not None:
+                _move_by_an_ulp(twin, control)
             with left_as_it_is(twin), torch.no_grad():  # which puts the random numbers back, too
                 return list(self._steps(twin, sets, exponents))
         except Exception:  # of the user's code, which may do anything
             return None
+
+    def noise(self, sets: Sequence[Sequence[str]], exponents: Exponents, outputs: Sequence[Tensor]) -> float:
+        """Return by how much the outputs change, at most, when every weight is moved by one unit in the last place."""
+        return max(_distance(self(sets, exponents, seed), outputs) for seed in range(CONTROLS))
 
     def has_gradients_of_its_own(self) -> bool:
         """Tell whether a backward written by hand, which no trace shows, is on the way to the output."""
@@ -229,6 +253,15 @@ class _Watch(TorchFunctionMode):
         for arg in (*args, *kwargs.values()):
             self.foreign |= id(arg) in self._own
         return function(*args, **kwargs)
+
+
+def _move_by_an_ulp(model: nn.Module, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                signs = torch.randint(0, 2, parameter.shape, generator=chance).to(parameter) * 2 - 1
+                parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
 
 
 def _finite(outputs: Sequence[Tensor]) -> bool:

@@ -1,11 +1,12 @@
 import json
+import re
 
 import nbformat
 import pytest
 from nbformat import v4
 
 from explr import ExplrError
-from explr.book.ledger import BEYOND, CLAIMS, claim, ledger
+from explr.book.ledger import BEYOND, CENTRAL, CLAIMS, VERDICTS, claim, ledger
 
 
 def notebook_with(folder, name, *claims):
@@ -88,7 +89,51 @@ def test_ledger_reads_verdicts_and_places_from_the_notebooks(tmp_path):
     assert entries["lr-size"].verdict == "holds, with a caveat"
     assert entries["theorem1"].verdict == "not measured"
     shown = ledger(tmp_path)._repr_html_()
-    assert 'href="01-one.html"' in shown and "&lt;Only&gt; here." in shown and shown.count("<tr>") == len(CLAIMS) + 1
+    assert 'href="01-one.html"' in shown and "&lt;Only&gt; here." in shown and shown.count("<tr") == len(CLAIMS) + 1
+
+
+def some_of_each(folder):
+    notebook_with(
+        folder,
+        "01-one.ipynb",
+        claim("any-data", "error", 1e-12, at_most=1e-10),
+        claim("equivalence", "error", 0.0, equals=0, caveat="<Only> here."),
+        claim("equivalence", "other error", 0.5, equals=0, within=1),
+        claim("figure5", "difference", 0.001, equals=0.0, within=0.005, interval=(-0.007, 0.009)),
+        claim("head-accuracy", "lost", 0.04, at_most=0.005),
+    )
+    return ledger(folder)
+
+
+def test_the_summary_counts_every_claim_once(tmp_path):
+    counts = some_of_each(tmp_path).summary().counts
+    assert counts == {"holds": 1, "holds, with a caveat": 1, "undecided": 1, "FAILS": 1, "not measured": len(CLAIMS) - 4}
+    assert list(ledger(tmp_path / "empty").summary().counts) == [*VERDICTS, "not measured"]
+    measured = ledger(tmp_path, {"any-data": CLAIMS["any-data"]}).summary().counts
+    assert measured == {"holds": 1, "holds, with a caveat": 0, "undecided": 0, "FAILS": 0}
+
+
+def test_the_summary_names_what_is_open_and_what_matters_most_with_the_measurement_that_decides(tmp_path):
+    summary = some_of_each(tmp_path).summary()
+    assert {name: [entry.key for entry in entries] for name, entries in summary.open.items() if name != "not measured"} == {
+        "undecided": ["figure5"],
+        "FAILS": ["head-accuracy"],
+    }
+    assert [(entry.key, why) for entry, why in summary.central] == list(CENTRAL.items())
+    text = repr(summary)
+    assert "undecided: 1\n" in text and "\nFAILS: head-accuracy\n" in text and "[lemma1-inverse] not measured" in text
+    assert "[equivalence] holds, with a caveat: error, measured 0" in text and "[figure5] undecided" in text
+    shown = summary._repr_html_()
+    assert "Holds, with a caveat</strong>: error, measured 0" in shown and "other error" not in shown
+
+
+def test_the_summary_links_to_rows_of_the_table_and_escapes_what_was_measured(tmp_path):
+    entries = some_of_each(tmp_path)
+    rows, shown = entries._repr_html_(), entries.summary()._repr_html_()
+    targets = re.findall('href="#([^"]+)"', shown)
+    assert {"claim-figure5", "claim-head-accuracy"} <= set(targets)
+    assert [target for target in targets if f'id="{target}"' not in rows] == []
+    assert "&lt;Only&gt; here." in shown and CLAIMS["head-accuracy"] in shown
 
 
 def test_what_goes_beyond_the_source_is_listed_apart_from_its_claims(tmp_path):

@@ -61,6 +61,7 @@ FIGURES = {
     "horizons": lambda: plots.horizons({"float32": 232.0}, (1.0, 1e4)),
     "kept_in_range": lambda: plots.kept_in_range([0.0, 9.0], [0.0, 1.0], 8.0),
     "effective_rates": lambda: plots.effective_rates({"run": [0.1, 0.2]}),
+    "angles": lambda: plots.angles({"γ = 0": ([1.0, 2.0], [1.1, 2.1], [True, False])}),
     "toy_paths": lambda: plots.toy_paths({"both": [9.0, 1.0]}, {"both": [0.1, 0.2]}, 2.0),
 }
 
@@ -261,6 +262,20 @@ def test_effective_rates_draws_runs_and_equilibrium():
     np.testing.assert_array_equal(drawn(axes)["a"], [0.1, 0.2])
     np.testing.assert_array_equal(drawn(axes)["b"], [0.4, 0.3])
     assert drawn(axes)["_equilibrium"][0] == 0.25 and axes.get_ylim() == (0.01, 1.0) and texts(axes) == {"a", "b"}
+
+
+def test_angles_draws_a_marker_a_group_hollow_where_it_has_not_settled_and_the_line_of_equality():
+    groups = {"γ = 0": ([1.0, 8.0], [2.0, 9.0], [False, True]), "γ = 0.9": ([3.0], [4.0], [True])}
+    axes = plots.angles(groups).axes[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1.0, 1.0], [9.0, 9.0]])
+    first, second = axes.collections
+    np.testing.assert_array_equal(first.get_offsets(), [[1.0, 2.0], [8.0, 9.0]])
+    np.testing.assert_array_equal(second.get_offsets(), [[3.0, 4.0]])
+    assert [len(face) and face[3] > 0 for face in first.get_facecolors()] == [False, True]
+    assert first.get_paths()[0].vertices.shape != second.get_paths()[0].vertices.shape
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == ["equal", "γ = 0", "γ = 0.9", "not settled"]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
 def test_toy_paths_draws_angles_over_effective_rates():

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -359,9 +358,3 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_file(tmp_path, 
     (tmp_path / "file").write_text("")
     with pytest.raises(ExplrError, match=r"run\.json cannot be written"):
         finished[0].save(tmp_path / "file" / "run.json")
-
-
-def test_arrays_are_written_as_they_are(tmp_path):
-    with atomic_write(tmp_path / "pixels.npy") as file:
-        np.save(file, np.arange(6))
-    assert np.load(tmp_path / "pixels.npy").tolist() == list(range(6))

@@ -11,8 +11,8 @@ from torch import nn
 from torch.export.graph_signature import ExportGraphSignature
 from torch.func import functional_call
 
-from explr import ExpLR, models
-from explr.invariance import scale_invariance
+from explr import ExpLR, lemma1, models
+from explr.invariance import Verification, scale_invariance, verify
 from explr.invariance.subsets import components
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -136,6 +136,64 @@ def test_nothing_is_measured_where_nothing_can_be_seen():
         assert report.changes == {} and "Measured" not in report.table()
 
 
+# ---- whether numbers were asked
+
+
+class Reader(nn.Linear):
+    """Cannot be copied: its parameters are read through a function that knows the original."""
+
+    def __init__(self):
+        super().__init__(16, 64, bias=False)
+        self.read = lambda: self.weight
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.read())
+
+
+NORM = partial(nn.LayerNorm, 64, elementwise_affine=False)
+UNVERIFIED = {
+    "verify=False": (lambda: nn.Sequential(nn.Linear(16, 64), NORM()), {"verify": False}),
+    "a copy of 1,088 parameters, more than 1,000, may not fit into memory": (
+        lambda: nn.Sequential(nn.Linear(16, 64), NORM()), {},
+    ),
+    "a copy of the network uses parameters of the original": (lambda: nn.Sequential(Reader(), NORM()), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", UNVERIFIED)
+def test_a_proof_that_was_not_held_against_numbers_says_so_and_why(reason, monkeypatch):
+    build, options = UNVERIFIED[reason]
+    monkeypatch.setattr(verify, "LARGEST", 1000 if "1,000" in reason else verify.LARGEST)
+    report = scale_invariance(build(), torch.randn(8, 16), **options)
+    line = f"Not verified by numbers: {reason}. The proof is by the rules alone."
+    assert report.invariant and not report.verified and report.verification == Verification(reason=reason)
+    assert line in report.table().splitlines() and line in BeautifulSoup(report._repr_html_(), "html.parser").text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_proof_that_was_held_against_numbers_says_how_far_they_agree(dtype):
+    torch.manual_seed(0)
+    report = scale_invariance(nn.Sequential(nn.Linear(16, 64), NORM()).to(dtype), torch.randn(8, 16, dtype=dtype))
+    seen = f"the output changes by {report.verification.change:.1e} at c = 64 or less"
+    line = f"Verified in float64, with each eps scaled along: {seen}."
+    assert report.verified and 0.0 <= report.verification.change < 1e-6
+    assert line in report.table().splitlines() and line in BeautifulSoup(report._repr_html_(), "html.parser").text
+
+
+def test_a_network_whose_code_says_its_precision_is_verified_in_that():
+    model = nn.Sequential(nn.Linear(16, 64), NORM())
+    model[0].register_forward_hook(lambda module, inputs, output: output.float() @ torch.eye(64, dtype=torch.float32))
+    assert "Verified in float64" in scale_invariance(model, torch.randn(8, 16)).table()
+    model[0].register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    assert "Verified in the precision of the network" in scale_invariance(model, torch.randn(8, 16)).table()
+
+
+def test_where_nothing_converts_nothing_is_said_of_numbers():
+    report = scale_invariance(nn.Sequential(nn.Linear(4, 8), nn.Tanh()), torch.randn(5, 4))
+    assert not report.verified and report.verification.reason == "nothing converts"
+    assert "erified" not in report.table()
+
+
 # ---- advice that works
 
 
@@ -228,9 +286,31 @@ def test_a_page_folds_all_of_a_large_network_away(long_reports):
     assert all(table.parent["tabindex"] == "0" for table in page.find_all("table"))  # a box that scrolls can be reached
 
 
-def test_cells_of_a_page_stand_apart():
-    page = scale_invariance(models.preresnet(8, 4), torch.randn(IMAGES))._repr_html_()
-    assert ":is(th, td) {padding: 0.2em 1em 0.2em 0;" in page and page.count("<style>") == 1
+def parsed(report):
+    return BeautifulSoup(report._repr_html_(), "html.parser")
+
+
+def test_a_page_folds_a_tall_table_and_shows_a_short_one():
+    """Thirteen operations are a table, twenty-nine are more than one wants to scroll past."""
+    short, tall = (parsed(scale_invariance(m, torch.randn(IMAGES))) for m in (models.convnet(3, 4), models.preresnet(8, 4)))
+    assert not short.find_all("details") and len(short.find_all("table")) == 2
+    (folded,) = tall.find_all("details")
+    assert folded.summary.text == "Degrees of homogeneity: 29 rows" and len(folded.find_all("tr")) == 30
+    assert [table.caption.text for table in tall.find_all("table") if folded not in table.parents] == [
+        "Norms: invariant up to eps"
+    ]
+
+
+def test_a_page_on_lemma_1_says_the_numbers_of_all_parameters_above_the_fold():
+    torch.manual_seed(0)
+    model, labels = models.preresnet(20, 4).double(), torch.randint(10, (4,))
+    report = lemma1(model, nn.functional.cross_entropy, torch.randn(IMAGES, dtype=torch.float64), labels)
+    page = parsed(report)
+    (folded,) = page.find_all("details")
+    assert len(folded.find_all("tr")) == len(report.rows) + 2
+    shown = "".join(p.text for p in page.find_all("p") if folded not in p.parents)
+    assert f"cosine {report.cosine:+.1e}, gradient error {report.gradient_error:.1e}" in shown
+    assert [cell.text for cell in folded.find("tr").find_all("th")] == ["parameter", "cosine", "gradient error"]  # no notes
 
 
 # ---- time

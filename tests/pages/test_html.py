@@ -227,9 +227,16 @@ def columns_of_letters(tab):
     )
 
 
+OUT_OF_REACH = """() => [...document.querySelectorAll("article div.math")].filter((box) => {
+    const parts = [...box.querySelectorAll("mjx-container *")].map((part) => part.getBoundingClientRect());
+    const left = Math.min(...parts.filter((part) => part.width > 0).map((part) => part.left));
+    return left < box.getBoundingClientRect().left - 1;
+}).map((box) => "left of its box, to which nothing scrolls: " + box.innerText)"""
+
+
 def formulas_that_are_not_typeset(tab):
-    """Return how many formulas are still text, and what MathJax does not know."""
-    return tab.evaluate(
+    """Return how many formulas are still text, what MathJax does not know, and what is out of reach."""
+    return tab.evaluate(OUT_OF_REACH) + tab.evaluate(
         """() => {
             const missing = document.querySelectorAll("article .math").length
                 - document.querySelectorAll("article .math mjx-container, article .math > mjx-container").length;
