@@ -66,7 +66,7 @@ def _article(site: Path, name: str, names: set[str]) -> str:
         if tag.name == "details":
             tag["open"] = ""
         if "dropdown" in (tag.get("class") or []):
-            tag["class"] = [word for word in tag["class"] if word != "dropdown"]
+            tag["class"] = " ".join(word for word in tag["class"] if word != "dropdown")
         for key in ("href", "src"):
             if key in tag.attrs and tag.find_parent("svg") is None:
                 tag[key] = _address(str(tag[key]), name, folder, names)

@@ -10,7 +10,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from explr.experiments.records import Run
 
-_CARD = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 13, "axes.grid": True, "grid.alpha": 0.25}
+_CARD: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 13, "axes.grid": True, "grid.alpha": 0.25}
 
 
 def climb(run: Run) -> float:
@@ -69,7 +69,7 @@ def face(decay: Run, exponential: Run) -> str:
     )
     low, high, ticks = _scale(rates)
     top = 10 * math.ceil(max(float(values.max()) for values in training) / 10 + 0.2)
-    numbers = {
+    numbers: dict[str, Any] = {
         "rates": [[round(float(value), 3) for value in values] for values in rates],
         "training": [[round(float(value), 2) for value in values] for values in training],
         "test": [[round(float(value), 2) for value in values] for values in test],
@@ -200,7 +200,7 @@ def _signed(exponent: int) -> str:
     return f"{exponent}".replace("-", "−")
 
 
-def _shown(key: str, numbers: dict[str, list[list[float]]], run: int, epoch: int) -> str:
+def _shown(key: str, numbers: dict[str, Any], run: int, epoch: int) -> str:
     """Return a number of the table in HTML, as the script writes it."""
     value = numbers[key][run][epoch]
     if key != "rates":
@@ -209,7 +209,7 @@ def _shown(key: str, numbers: dict[str, list[list[float]]], run: int, epoch: int
     return f"{10 ** (value - power):.1f} · 10<sup>{_signed(power)}</sup>"
 
 
-def _said(numbers: dict[str, list[list[float]]], epoch: int, count: int) -> str:
+def _said(numbers: dict[str, Any], epoch: int, count: int) -> str:
     """Return what a screen reader says of an epoch."""
     powers = " and ".join(f"10 to the {numbers['rates'][run][epoch]:.0f}" for run in (0, 1))
     shares = " and ".join(f"{numbers['training'][run][epoch]:.0f} %" for run in (0, 1))
