@@ -251,7 +251,7 @@ THEIRS = {  # rule of axe → which elements
     # The names of buttons that show a picture, or a keyboard shortcut beside their name, and of what unfolds a cell.
     "label-content-name-mismatch": r"^\.search-button-field$|^\.theme-switch-button$|summary$",
     "region": r"^\.title$|^\.navbar-brand",  # the book's name in the sidebar belongs to no landmark
-    "summary-name": r"^summary$|\.has-children|\.bd-sidenav|\.toctree",  # what unfolds a part of the contents in the sidebar has no name
+    "summary-name": r"^summary$|\.has-children|\.bd-sidenav|\.toctree",  # what unfolds contents in the sidebar has no name
 }
 
 
