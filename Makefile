@@ -17,7 +17,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks test-libraries coverage book check-book lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries coverage test-colab audit book check-book print lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -50,10 +50,18 @@ coverage: $(VENV) ## lines and branches of the library that its tests reach; fai
 	$(PARALLEL) -m "not browser" --cov=explr --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 	  --doctest-modules explr tests
 
+test-colab: $(VENV) ## notebooks in an environment like Colab's, with nothing of ours but the wheel; makes that environment
+	$(BIN)/python -m tools.colab $(NOTEBOOKS)
+
+audit: $(VENV) ## look up what is installed among known vulnerabilities
+	$(PYTHON) -m venv _build/audit
+	_build/audit/bin/python -m pip install --quiet pip-audit
+	_build/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
+
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
 # an output can depend on has changed: the library, the stored results, an installed version, the data folder.
 # A build over an old one can hide warnings, so the pages are always built afresh.
-book: $(VENV) ## execute every notebook and build the HTML; fails on any warning or failing cell
+book: $(VENV) ## execute every notebook and build the HTML, also as one page; fails on any warning or failing cell
 	@mkdir -p _build
 	@{ find explr book/results pyproject.toml -type f ! -name '*.pyc' | LC_ALL=C sort | xargs cksum; \
 	   $(BIN)/python -m pip list --format=freeze; echo "data: $$EXPLR_DATA"; } > $(KEY).new
@@ -61,10 +69,14 @@ book: $(VENV) ## execute every notebook and build the HTML; fails on any warning
 	@mv $(KEY).new $(KEY)
 	rm -rf _build/html _build/.doctrees
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	$(BIN)/python -m tools.printed _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 check-book: book ## build the book, then check its links, images and pages in a browser
 	$(BIN)/pytest -m browser tests/pages
+
+print: $(VENV) ## the built book as one file to print, _build/explr.pdf; needs Chromium
+	$(BIN)/python -m tools.printed _build/html _build/explr.pdf
 
 lab: $(VENV) ## open the chapters in JupyterLab, with live sliders and progress bars
 	env -u EXPLR_STATIC -u TQDM_DISABLE $(BIN)/jupyter lab book/01-learning-rates.ipynb

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import explr
-from tools import address, notebooks
+from tools import address, notebooks, site
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +22,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+API_PAGES = ("theorem", "invariance", "experiments", "book")  # api-….md, one a wing
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -86,7 +87,10 @@ def test_one_command_sets_changes_and_removes_the_address(copied):
     assert f"The address is {URL}" in make_address(copied)  # checks the notebooks as well
     config = yaml.safe_load((copied / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] == URL and config["html"]["use_repository_button"] is True
-    assert config.items() >= {**read_yaml("_config.yml"), **{key: config[key] for key in ("html", "repository")}}.items()
+    changed = ("html", "repository", "sphinx")
+    assert config.items() >= {**read_yaml("_config.yml"), **{key: config[key] for key in changed}}.items()
+    meta = config["sphinx"]["config"]["myst_html_meta"]
+    assert meta["property=og:image"] == f"{URL}/raw/main/book/_static/preview.png"
     with_it = texts(copied)
     assert {path.name for path in with_it if with_it[path] != without[path]} == {
         *(Path(name).name for name, _, _ in address.PLACES),
@@ -202,14 +206,17 @@ def test_the_code_of_the_readme_runs_when_pasted_block_after_block(capsys):
 
 def test_every_page_of_the_book_is_in_its_contents():
     toc = read_yaml("_toc.yml")
-    listed = {toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])}
     pages = {f"book/{path.stem}" for path in (ROOT / "book").iterdir() if path.suffix in {".ipynb", ".md"}}
-    assert listed == pages
+    assert set(site.listed(toc)) == pages
 
 
-def test_every_module_that_a_user_calls_is_on_the_api_page():
-    page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"automodule:: explr\.([\w.]+)", page))
+def test_every_module_that_a_user_calls_is_on_the_api_page_of_its_wing():
+    wings = {name: (ROOT / "book" / f"api-{name}.md").read_text(encoding="utf-8") for name in API_PAGES}
+    documented = set()
+    for name, page in wings.items():
+        here = set(re.findall(r"automodule:: explr\.([\w.]+)", page))
+        assert {module.partition(".")[0] if "." in module else "theorem" for module in here} == {name}
+        documented |= here
     files = [path.relative_to(ROOT / "explr").with_suffix("") for path in (ROOT / "explr").rglob("*.py")]
     modules = {".".join(path.parts) for path in files if not path.name.startswith("_")}
     inner = {name for name in modules if name.startswith("invariance.")}
@@ -223,7 +230,15 @@ def test_every_module_that_a_user_calls_is_on_the_api_page():
         "data",
         "models",
     }
-    assert [name for name in inner if f"`{name.rpartition('.')[2]}`" not in page] == []
+    assert [name for name in inner if f"`{name.rpartition('.')[2]}`" not in wings["invariance"]] == []
+
+
+def test_every_public_name_is_on_the_first_api_page_or_documented_with_its_wing():
+    """What users call first leads to where it is documented."""
+    first = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    called = {name for name in explr.__all__ if callable(getattr(explr, name)) and not isinstance(getattr(explr, name), type)}
+    rare = {"adamw_steady_state", "characteristic_root", "texp", "weight_decay_for"}
+    assert called - rare == set(re.findall(r"py:func}`~explr\.[\w.]+\.(\w+)`", first)) - {"best_records"}
 
 
 @every_notebook

@@ -25,6 +25,7 @@ _URLS = """\
 # The one place where the public address is stated, once there is one: make address URL=https://github.com/me/explr
 """
 _BUTTONS = "# The repository, and the buttons that lead to it, stand here once it has an address (tools/address.py).\n"
+_PICTURE = '      "property=og:image": {}\n'
 _CHECKOUT = "In a checkout of the repository:\n\n```sh\n"
 _CLONE = "```sh\ngit clone {url} explr && cd explr\n"
 _COLAB = """
@@ -56,6 +57,7 @@ html:
   use_edit_page_button: true
 """,
     ),
+    ("_config.yml", _PICTURE.format("../_static/preview.png"), _PICTURE.format("{url}/raw/main/book/_static/preview.png")),
     ("README.md", _CHECKOUT, _CLONE),
     ("README.md", "pip install .   # in a checkout of the repository\n", 'pip install "explr @ git+{url}"\n'),
     ("book/reproduce.md", _CHECKOUT, _CLONE),

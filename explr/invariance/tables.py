@@ -51,14 +51,14 @@ def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
     """Return a table as HTML, for :func:`html_page`."""
     heads = "".join(f'<th scope="col">{html.escape(cell) or "note"}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        (f'<tr><th scope="row">{html.escape(row[0])}</th>' if row[0] else "<tr><td></td>")
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
-    # A box that scrolls must be within reach of the keyboard.
+    # A box that scrolls must be within reach of the keyboard; it is no region, which must have a name of its own on a page.
     return (
-        f'<div class="explr-wide" role="region" tabindex="0" aria-label="{html.escape(caption)}"><table>'
+        f'<div class="explr-wide" role="group" tabindex="0" aria-label="{html.escape(caption)}"><table>'
         f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
