@@ -131,7 +131,7 @@ def test_images_and_weights_have_the_same_layout(monkeypatch):
     from explr.experiments.data import synthetic
     from explr.experiments.records import RunConfig
 
-    config = RunConfig(model="preresnet", model_args={"depth": 8, "width": 4})
+    config = RunConfig(model="preresnet", model_args={"depth": 8, "width": 16})
     for order in (torch.channels_last, torch.contiguous_format):
         monkeypatch.setattr("explr.experiments.arms.layout", lambda *args, order=order: order)
         arm = Arm(config, synthetic(32, 16), 1)
