@@ -26,8 +26,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 after a message on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parser(listed="run" in arguments).parse_args(arguments)
     try:
+        parsed = _parser(listed="run" in arguments).parse_args(arguments)
         parsed.command(parsed)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -134,7 +134,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="where the records go (default: book/results)")
     jobs = sub.add_argument_group(
         "jobs",
-        "With --executor the missing runs go out as jobs (needs 'explr[cluster]'). One that is preempted or out of time is "
+        "With --executor the missing runs go out as jobs (needs the extra cluster). One that is preempted or out of time is "
         "queued again and goes on from its last whole epoch; the records come to the same folder, which all machines must see. "
         "What sbatch is to know besides, such as SBATCH_ACCOUNT or SBATCH_QOS, it reads from the environment.",
     )

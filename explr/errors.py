@@ -13,11 +13,13 @@ def needs(extra: str) -> Iterator[None]:
     """Where an import of a package fails, say which extra of explr brings it.
 
     >>> with needs("experiments"):
-    ...     import torchvision_of_another_name
+    ...     import no_package
     Traceback (most recent call last):
-    explr.errors.ExplrError: torchvision_of_another_name is not installed: pip install 'explr[experiments]' brings it.
+    explr.errors.ExplrError: no_package is not installed: pip install '.[experiments]' in a checkout of explr brings it.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ExplrError(f"{error.name} is not installed: pip install 'explr[{extra}]' brings it.") from error
+        raise ExplrError(
+            f"{error.name} is not installed: pip install '.[{extra}]' in a checkout of explr brings it."
+        ) from error

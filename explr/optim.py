@@ -810,7 +810,7 @@ def _warn_of_trust(groups: list[Group], converted: list[bool]) -> None:
         warnings.warn(
             f"ExpLR has no model to look at, and takes it that the loss is scale-invariant in parameter group"
             f"{'s' if len(trusted) > 1 else ''} {', '.join(map(str, trusted))}; a trained head or scale is not. Give "
-            "model=..., or mark the groups: scale_invariant=True.",
+            "model=..., or mark every group: scale_invariant=True, or False for a trained head or scale.",
             stacklevel=3,
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from explr.errors import ExplrError
-from explr.invariance import scale_invariance
+from explr.invariance import InvarianceReport, scale_invariance
 
 _BUFFERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}  # name → power of the gradient in it
 
@@ -63,7 +63,7 @@ class Norms:
         model = unwrapped(model)
         self.model = model
         self.parameters = dict(model.named_parameters())
-        self.report = scale_invariance(model, *(guess_inputs(model) if example_inputs is None else example_inputs))
+        self.report = _report(model, example_inputs)
         modules = dict(model.named_modules())
         layers = {path: modules.get(path) for path in self.report.norms}
         self.layers: dict[str, Any] = {p: m for p, m in layers.items() if isinstance(getattr(m, "eps", None), float | int)}
@@ -159,17 +159,32 @@ def exact_exp(power: float, exponent: int = 0) -> float:
     return math.ldexp(math.exp(power - whole * math.log(2)), whole - exponent)
 
 
+def _report(model: nn.Module, example_inputs: Sequence[Any] | None) -> InvarianceReport:
+    if isinstance(example_inputs, Tensor):
+        raise ExplrError("example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,).")
+    if example_inputs is not None:
+        return scale_invariance(model, *example_inputs)
+    guessed = guess_inputs(model)
+    try:
+        return scale_invariance(model, *guessed)
+    except ExplrError as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in guessed)
+        raise ExplrError(
+            f"{error} The inputs, {shapes}, were guessed: give example_inputs, what the model is called with."
+        ) from error
+
+
 def guess_inputs(model: nn.Module) -> tuple[Tensor]:
-    """Return a random batch of two for a network that begins with a convolution or a linear layer.
+    """Return a random batch for a network that begins with a convolution or a linear layer.
 
     Raises:
         ExplrError: if the first layer with weights is neither.
     """
     for layer in model.modules():
         if isinstance(layer, _ConvNd):
-            shape = (2, layer.in_channels, *[32] * len(layer.kernel_size))
+            shape = (16, layer.in_channels, *[32] * len(layer.kernel_size))
         elif isinstance(layer, nn.Linear):
-            shape = (2, layer.in_features)
+            shape = (16, layer.in_features)
         elif next(layer.parameters(recurse=False), None) is not None:
             break
         else:

@@ -89,6 +89,12 @@ def test_numbers_need_neither_torch_nor_any_extra():
     assert "growth per step" in out, error
 
 
+@pytest.mark.parametrize("command", [["run", "figure5"], ["run", "--help"]])
+def test_the_command_that_needs_an_extra_says_so_in_one_line(command):
+    out, error = python_without(EXTRAS, f"from explr.__main__ import main; sys.exit(main({command}))")
+    assert out == "" and error.count("\n") == 1 and "pip install '.[experiments]'" in error, error
+
+
 def test_networks_need_no_extra():
     code = """
 import explr, torch
@@ -120,4 +126,7 @@ print(report.invariant, explr.lemma1(model, cross_entropy, torch.randn(2, 3, 32,
 def test_a_missing_extra_is_one_error_that_names_it(absent, code, extra):
     _, error = python_without([absent], code)
     last = error.splitlines()[-1]
-    assert last == f"explr.errors.ExplrError: {absent} is not installed: pip install 'explr[{extra}]' brings it."
+    assert (
+        last
+        == f"explr.errors.ExplrError: {absent} is not installed: pip install '.[{extra}]' in a checkout of explr brings it."
+    )

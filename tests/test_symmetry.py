@@ -444,6 +444,22 @@ def test_exact_exp(power):
     assert exact_exp(power, 500) * 2.0**500 == exact_exp(power)
 
 
+def test_inputs_that_are_no_tuple_or_were_guessed_wrongly_are_named():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3)
+    with pytest.raises(ExplrError, match=r"example_inputs is a tensor: .* as a tuple, \(batch,\)"):
+        ExpLR(optimizer, model=net, example_inputs=torch.randn(2, 1, 28, 28))
+    with pytest.raises(ExplrError, match=r"The inputs, \(16, 1, 32, 32\), were guessed: give example_inputs"):
+        ExpLR(optimizer, model=net)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bias_before_a_batch_norm_is_no_obstacle_to_a_model(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(784, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
+    ExpLR(torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3), model=net)
+
+
 def test_guessed_inputs_fit():
     for net in (nn.Linear(7, 2), nn.Conv1d(3, 2, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 3)), nn.Conv3d(1, 2, 3).double()):
         net(*guess_inputs(net))

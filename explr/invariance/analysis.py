@@ -130,7 +130,8 @@ def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> 
                 own[path] = size, scaling[0]
         elif size and scaling:
             falling = any(power < 0 for vector in scaling for power in vector.values())
-            left = max(left, math.inf if falling or not seen.get(node, (0.0, 0.0))[1] else size / seen[node][1])
+            smallest, _ = seen.get(node, (0.0, 0.0))  # of a batch of two, a thousandth of the median and less
+            left = max(left, math.inf if falling or not smallest else size / smallest)
     return own, left
 
 

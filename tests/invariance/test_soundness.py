@@ -1057,3 +1057,12 @@ def test_a_gradient_that_does_not_go_with_the_scale_is_no_yes():
     with pytest.raises(ExplrError, match="weight, but its gradient"):
         scale_invariance(ByHand(Sign), torch.randn(6, 4))
     assert scale_invariance(ByHand(Normalised), torch.randn(6, 4)).invariant
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_smallest_variance_of_a_small_batch_says_what_eps_can_do(seed):
+    """Of two examples a channel's variance can be a thousandth of the median; with a bias the eps is not scaled along."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(784, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 10))
+    report = scale_invariance(net, torch.randn(2, 784))
+    assert "0.weight" in report.alone and (report.verified or "counts as an eps is too large" in report.verification.reason)
