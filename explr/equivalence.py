@@ -371,13 +371,13 @@ def weight_decay_for(growth: float, lr: float, momentum: float = 0.0) -> float:
     check_momentum(momentum)
     if not 1.0 <= growth < math.inf:
         raise ExplrError(f"growth={growth} must be a finite factor per step, >= 1 (1.001 for a tenth of a percent a step).")
-    share = -math.expm1(-0.5 * math.log1p(growth - 1.0))
+    left = -0.5 * math.log1p(growth - 1.0)  # log of what decay leaves of the weights: not 1 minus the share, which may be all
     if growth * momentum > 1.0:
         raise ExplrError(
             f"no weight decay is equivalent to growth={growth} per step at momentum={momentum}: the most is "
             f"1/momentum = {1.0 / momentum:.6g}. Is this growth per epoch? Take growth ** (1 / steps_per_epoch)."
         )
-    decay = share * (1.0 - momentum - share) / (1.0 - share) / lr
+    decay = -math.expm1(left) * (1.0 - momentum * math.exp(-left)) / lr
     if decay == math.inf:
         raise ExplrError(f"at lr={lr} the weight decay of growth={growth} is too large for float64: use a larger lr.")
     return decay

@@ -69,6 +69,10 @@ def test_numbers_of_numpy_and_lists_of_one_go_into_schedules():
     assert len(explr.texp([0.1], np.array([2]), 1e-3)) == 2
 
 
+def test_a_growth_that_leaves_nothing_of_the_weights_has_a_weight_decay():
+    assert explr.weight_decay_for(3.2e32, 0.5) == pytest.approx(2.0)
+
+
 def grouped(**options):
     weights = torch.nn.Parameter(torch.ones(3))
     return torch.optim.SGD([{"params": [weights], "scale_invariant": True}], lr=0.1, **options)

@@ -32,7 +32,21 @@ from hypothesis import strategies as st
 import explr
 from explr import ExpLR, ExplrError, Run, RunConfig
 from explr.__main__ import main as command
+from explr.checks import one_float
 from explr.experiments import catalogue, data, records
+
+TARGETS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]] = {}
+
+
+def target(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Enter a function, named ``fuzz_…``, with what makes its arguments."""
+
+    def enter(function: Callable[..., None]) -> Callable[..., None]:
+        TARGETS[function.__name__.removeprefix("fuzz_")] = function, strategies
+        return function
+
+    return enter
+
 
 # ---- inputs
 
@@ -72,7 +86,7 @@ def all_finite(*values: Any) -> bool:
 # ---- the conversion
 
 
-@given(rates, per_step, per_step, st.booleans(), st.one_of(st.just(0.0), per_step))
+@target(rates, per_step, per_step, st.booleans(), st.one_of(st.just(0.0), per_step))
 def fuzz_convert(lrs: Any, decay: Any, momentum: Any, nesterov: bool, dampening: Any) -> None:
     """``convert`` gives the recursion of the theorem, or refuses."""
     lrs, decay, momentum, dampening = (list(v) if hasattr(v, "__next__") else v for v in (lrs, decay, momentum, dampening))
@@ -105,7 +119,7 @@ def _log1p(x: Fraction) -> float:
     return math.log1p(float(x)) if abs(x) < Fraction(1, 2) else math.log((1 + x).numerator) - math.log((1 + x).denominator)
 
 
-@given(rates, per_step, betas, numbers)
+@target(rates, per_step, betas, numbers)
 def fuzz_convert_adamw(lrs: Any, decay: Any, betas: Any, eps: Any) -> None:
     """``convert_adamw`` gives P = Π 1/(1 - λη), or refuses."""
     lrs, decay = (list(v) if hasattr(v, "__next__") else v for v in (lrs, decay))
@@ -118,13 +132,13 @@ def fuzz_convert_adamw(lrs: Any, decay: Any, betas: Any, eps: Any) -> None:
         assert np.allclose(twin.log_scale, np.cumsum([0.0, *-np.log1p(-share)]), rtol=1e-9, atol=1e-300)
 
 
-@given(numbers, numbers, numbers, st.booleans(), numbers)
+@target(numbers, numbers, numbers, st.booleans(), numbers)
 def fuzz_steady_state(lr: Any, decay: Any, momentum: Any, nesterov: bool, steps: Any) -> None:
     """The closed forms are finite and solve their equations, or refuse."""
     with contextlib.suppress(ExplrError):
         root = explr.characteristic_root(lr, decay, momentum, nesterov=nesterov)
         assert 0.0 < root <= 1.0
-        h, g = float(lr) * float(decay), float(momentum)
+        h, g = one_float("lr", lr) * one_float("decay", decay), one_float("momentum", momentum)
         rest = root**2 - (1 + g) * (1 - h) * root + g * (1 - h) if nesterov else root**2 - (1 + g - h) * root + g
         assert abs(rest) < 1e-14, rest
     with contextlib.suppress(ExplrError):
@@ -136,7 +150,7 @@ def fuzz_steady_state(lr: Any, decay: Any, momentum: Any, nesterov: bool, steps:
         assert all_finite(*explr.adamw_steady_state(lr, decay, (momentum, steps)))
 
 
-@given(rates, st.lists(st.one_of(st.integers(-2, 9), wild), max_size=5), numbers, numbers)
+@target(rates, st.lists(st.one_of(st.integers(-2, 9), wild), max_size=5), numbers, numbers)
 def fuzz_texp(lrs: Any, steps: Any, decay: Any, momentum: Any) -> None:
     """``texp`` is finite, or refuses."""
     lrs = list(lrs) if hasattr(lrs, "__next__") else lrs
@@ -153,7 +167,7 @@ schedule_calls = st.one_of(
 )
 
 
-@given(schedule_calls, st.one_of(st.integers(1, 9), wild))
+@target(schedule_calls, st.one_of(st.integers(1, 9), wild))
 def fuzz_schedules(call: tuple[str, tuple[Any, ...]], steps: Any) -> None:
     """A schedule gives rates that are positive and finite, or refuses."""
     with contextlib.suppress(ExplrError):
@@ -202,7 +216,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return line
 
 
-@given(command_lines())
+@target(command_lines())
 def fuzz_command(line: list[str]) -> None:
     """The command ends with status 0 or 2 and a message, and prints no number that is none."""
     assume(not any(word.startswith(("-h", "--h", "--ex")) and "--hours" not in word for word in line))
@@ -233,7 +247,7 @@ RECORD = Run(
 )
 
 
-@given(st.data())
+@target(st.data())
 def fuzz_record(draw: st.DataObject) -> None:
     """A record in which something has changed is refused, or says what a run can give."""
     with tempfile.TemporaryDirectory() as place:
@@ -333,7 +347,7 @@ class _Twins:
             assert all_finite(scheduler.log_lr) or scheduler.lrs == [0.0], scheduler.log_lr
 
 
-@given(st.data(), st.one_of(sane, wild), st.one_of(st.floats(0, 0.3), wild), optimizers, st.booleans())
+@target(st.data(), st.one_of(sane, wild), st.one_of(st.floats(0, 0.3), wild), optimizers, st.booleans())
 def fuzz_explr(draw: st.DataObject, lr: Any, decay: Any, options: dict[str, Any], wrapped: bool) -> None:
     """ExpLR computes the functions of the run with weight decay through whatever order of calls, or refuses."""
     try:
@@ -372,7 +386,8 @@ def fuzz_explr(draw: st.DataObject, lr: Any, decay: Any, options: dict[str, Any]
                 else:
                     scheduler.load_state_dict(before)
             elif operation == "preview":
-                assert all_finite(*scheduler.preview(draw.draw(st.integers(1, 4))))
+                rates = np.asarray([*scheduler.preview(draw.draw(st.integers(1, 4)))], dtype=float)
+                assert (rates < np.inf).all(), rates  # logarithms: that of a rate of 0 is -inf
             elif operation == "clip" and twins.count:
                 for weights, _, schedule in twins.sides:
                     if isinstance(schedule, ExpLR):
@@ -386,9 +401,6 @@ def _damaged(state: dict[str, Any], draw: st.DataObject) -> Any:
     """Return a state in which something is something else."""
     key = draw.draw(st.sampled_from(sorted(state)))
     return {**state, key: _changed(state[key], draw)}
-
-
-TARGETS = {name.removeprefix("fuzz_"): value for name, value in list(globals().items()) if name.startswith("fuzz_")}
 
 
 @contextlib.contextmanager
@@ -416,7 +428,8 @@ def fuzz(name: str, examples: int, *, random: bool = True) -> None:
     )
     with nothing_is_trained(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chosen(TARGETS[name])()
+        function, strategies = TARGETS[name]
+        chosen(given(*strategies)(function))()
 
 
 def main() -> int:

@@ -45,7 +45,8 @@ def one_page(site: Path, names: list[str]) -> str:
     assert head is not None
     for tag in head.find_all(["script", "link"]):
         address = str(tag.get("src") or tag.get("href") or "")
-        if tag.name == "script" and "mathjax" not in f"{address}{tag.string}".lower():
+        follows = {"next", "prev"} & {*(tag.get("rel") or [])}  # a page that is a part of this one
+        if follows or (tag.name == "script" and "mathjax" not in f"{address}{tag.string}".lower()):
             tag.decompose()
         elif address.startswith("../"):
             tag["src" if tag.name == "script" else "href"] = address.removeprefix("../")

@@ -143,7 +143,7 @@ def page(stored: dict[str, Any]) -> str:
         "",
         f"{len(every)} networks of {len(stored['networks'])} libraries were asked about, and {len(shares)} analysed:",
         "",
-        "| | networks |",
+        "| verdict | networks |",
         "| --- | ---: |",
         f"| scale-invariant as they are | {whole} |",
         f"| convert in part | {len(shares) - whole - nothing} |",

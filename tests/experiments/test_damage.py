@@ -233,7 +233,7 @@ def test_that_check_is_the_digest_s(tmp_path, finished):
 
 
 def test_records_without_a_digest_load_and_the_text_may_be_laid_out_anew(tmp_path, finished):
-    assert RECORDS and all("sha256" not in json.loads(path.read_text()) for path in RECORDS[:3])
+    assert any("sha256" not in json.loads(path.read_text()) for path in RECORDS)
     for path in RECORDS:
         Run.load(path)
     run, _ = finished

@@ -125,7 +125,7 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data, monkeypatch):
 def test_training_learns(data):
     config = dataclasses.replace(TINY, epochs=12, precision="float32")
     run = train(config, synthetic(train=400, test=200), device="cpu")
-    assert run.history["test_accuracy"][-1] > 0.5
+    assert run.history["test_accuracy"][-1] > 0.1 + 5 * (0.1 * 0.9 / 200) ** 0.5  # out of the reach of chance
 
 
 def test_global_random_state_is_left_alone(data):
