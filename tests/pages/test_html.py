@@ -252,9 +252,10 @@ def formulas_that_are_not_typeset(tab):
 THEIRS = {  # rule of axe → which elements
     # The names of buttons that show a picture, or a keyboard shortcut beside their name, and of what unfolds a cell.
     "label-content-name-mismatch": r"^\.search-button-field$|^\.theme-switch-button$|^\.nav-link$|summary$",
-    # The role that Sphinx gives to an entry of the bibliography.
+    # The roles that Sphinx gives to a bibliography and its entries.
     "aria-allowed-role": r"^#id\d+$",
     "aria-deprecated-role": r"^#id\d+$",
+    "aria-required-children": r"^\.citation-list$",
     "region": r"^\.title$|^\.navbar-brand",  # the book's name in the sidebar belongs to no landmark
     "summary-name": r"^summary$|\.has-children|\.bd-sidenav|\.toctree",  # what unfolds contents in the sidebar has no name
 }
