@@ -164,13 +164,13 @@ def _report(model: nn.Module, example_inputs: Sequence[Any] | None) -> Invarianc
         raise ExplrError("example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,).")
     if example_inputs is not None:
         return scale_invariance(model, *example_inputs)
-    guessed = guess_inputs(model)
+    (guessed,) = guess_inputs(model)
     try:
-        return scale_invariance(model, *guessed)
+        return scale_invariance(model, guessed)
     except ExplrError as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in guessed)
         raise ExplrError(
-            f"{error} The inputs, {shapes}, were guessed: give example_inputs, what the model is called with."
+            f"{error} The batch, of shape {tuple(guessed.shape)}, was guessed: "
+            "give example_inputs, what the model is called with."
         ) from error
 
 

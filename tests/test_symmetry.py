@@ -449,7 +449,7 @@ def test_inputs_that_are_no_tuple_or_were_guessed_wrongly_are_named():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3)
     with pytest.raises(ExplrError, match=r"example_inputs is a tensor: .* as a tuple, \(batch,\)"):
         ExpLR(optimizer, model=net, example_inputs=torch.randn(2, 1, 28, 28))
-    with pytest.raises(ExplrError, match=r"The inputs, \(16, 1, 32, 32\), were guessed: give example_inputs"):
+    with pytest.raises(ExplrError, match=r"The batch, of shape \(16, 1, 32, 32\), was guessed: give example_inputs"):
         ExpLR(optimizer, model=net)
 
 

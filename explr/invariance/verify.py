@@ -83,13 +83,15 @@ def hold_against_numbers(
     chance = random.Random(0)
     # Even, so that square roots are powers of two as well; upwards only, where an eps stays what it is.
     powers = (2, 4, 6) if left else (-6, -4, -2, 2, 4, 6)
-    worst = 0.0
+    worst: float | None = None
     for _ in range(DRAWS):
         exponents = [(chance.choice(powers), chance.choice(powers)) for _ in sets]
         scaled = run(sets, exponents)
+        if scaled is None or not _finite(scaled):  # a scale that floating point does not hold
+            continue
         change = _distance(scaled, plain)
-        worst = max(worst, change)
-        if change > allowed and scaled is not None:
+        worst = max(worst or 0.0, change)
+        if change > allowed:
             noise = max(run.noise(sets, exponents, scaled), run.noise(sets, [(0, 0)] * len(sets), plain))
             if change <= ROUNDING * noise:
                 moved = f"moving the weights by one unit in the last place changes the output by {noise:.1e} of its size"
@@ -101,6 +103,8 @@ def hold_against_numbers(
                 f"but it changes by {change:.1e} of its size. That is a bug of explr, not of the model: please report it, with "
                 "the model, and do not rely on the proof, which verify=False returns."
             )
+    if worst is None:
+        return Verification(reason="at other scales the output is not finite, or a copy of the network does not run")
     if run.has_gradients_of_its_own():
         powers_of = dict(zip(map(tuple, sets), (power for power, _ in exponents), strict=True))
         plain_gradients, gradients = run.gradients(sets, [(0, 0)] * len(sets)), run.gradients(sets, exponents)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from explr import ExpLR, ExplrError
 from explr.invariance import rulebook, rules, scale_invariance, steps
+from explr.invariance.verify import hold_against_numbers
 from explr.symmetry import Norms
 from tools import fuzz_prover
 from tools.fuzz_prover import TINY, change_over_steps
@@ -1066,3 +1067,14 @@ def test_the_smallest_variance_of_a_small_batch_says_what_eps_can_do(seed):
     net = nn.Sequential(nn.Linear(784, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 10))
     report = scale_invariance(net, torch.randn(2, 784))
     assert "0.weight" in report.alone and (report.verified or "counts as an eps is too large" in report.verification.reason)
+
+
+def test_outputs_that_are_finite_at_one_scale_only_are_not_said_to_be_verified():
+    def only_at_first(m, x):
+        y = m.a(x)
+        return rms(y) + torch.where(m.a.weight.double().norm() == size, 0.0, torch.inf)
+
+    model = net(only_at_first)
+    size = model.a.weight.detach().double().norm()
+    found = hold_against_numbers(model, ((torch.randn(6, 4),), {}), [("a.weight",)], {})
+    assert found.change is None and "at other scales" in found.reason
