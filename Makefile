@@ -2,6 +2,7 @@
 # Both work in a fresh clone, in either order, and use one virtual environment, .venv, made on first use.
 
 PYTHON ?= python3
+OLDEST ?= python3.10
 
 BIN := .venv/bin
 VENV := .venv/.installed
@@ -17,7 +18,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks test-libraries coverage test-colab audit book check-book print lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries test-oldest coverage test-colab audit book check-book print lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -45,6 +46,13 @@ test-notebooks: $(VENV) ## every notebook against its committed outputs, which h
 test-libraries: $(VENV) ## the training loops of Lightning, Accelerate, Transformers and timm under ExpLR; installs them
 	$(BIN)/python -m pip install --quiet --editable '.[libraries]'
 	$(PARALLEL) tests/libraries
+
+# uv, which pip is not, can install the lowest versions that satisfy pyproject.toml.
+test-oldest: ## the library's tests on the oldest Python and packages that it allows (OLDEST=python3.10); makes that environment
+	$(OLDEST) -m venv _build/oldest
+	_build/oldest/bin/python -m pip install --quiet uv
+	_build/oldest/bin/uv pip install --quiet --python _build/oldest/bin/python --resolution lowest-direct --editable '.[test]'
+	OMP_NUM_THREADS=1 _build/oldest/bin/pytest -n 2 --dist loadfile -m "not browser" --ignore tests/pages --doctest-modules explr tests
 
 coverage: $(VENV) ## lines and branches of the library that its tests reach; fails below 95 %
 	$(PARALLEL) -m "not browser" --cov=explr --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 \

@@ -184,7 +184,8 @@ def epoch_choices(examples: int, seed: int, epoch: int) -> Choices:
     >>> epoch_choices(4, seed=0, epoch=0).index.sort().values
     tensor([0, 1, 2, 3])
     """
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
+    (state,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64).tolist()  # NumPy 1 shifts no uint64
+    generator = torch.Generator().manual_seed(state >> 1)
     return Choices(
         index=torch.randperm(examples, generator=generator),
         top=torch.randint(2 * _PAD + 1, (examples,), generator=generator),
