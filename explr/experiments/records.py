@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -163,6 +164,16 @@ class Run:
     weight_norms: dict[str, list[float]]
     provenance: dict[str, Any]
 
+    @property
+    def device(self) -> str:
+        """What the run was trained on, in words.
+
+        >>> Run(RunConfig(), {}, {}, {"device": "x86_64 CPU, 1 threads"}).device
+        'x86_64 CPU, 1 thread'
+        """
+        # So older records count; their digest keeps their words as they are.
+        return re.sub(r"\b1 threads\b", "1 thread", str(self.provenance["device"]))
+
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, whole or not at all, with a digest of what it says.
 
@@ -277,7 +288,8 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def _command() -> str | None:

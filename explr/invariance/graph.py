@@ -1,4 +1,4 @@
-"""Reading the graph that :func:`torch.export.export` makes: what a node calls, on which tensors, from which line."""
+"""Reading the graph that ``torch.export.export`` makes: what a node calls, on which tensors, from which line."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from explr import ExplrError, Run, RunConfig, convert, train
 from explr.experiments.arms import Arm
 from explr.experiments.data import epoch_choices, synthetic
 from explr.experiments.models import preresnet
+from explr.experiments.records import device_name
 from explr.experiments.training import compare, pick_device, train_together
 
 TINY = RunConfig(
@@ -140,6 +141,12 @@ def test_one_ulp_moves_every_weight_by_one_unit_in_the_last_place():
     for name, weight in plain.trainable.items():
         other = moved.trainable[name]
         assert torch.equal(torch.nextafter(weight, torch.tensor(math.inf, dtype=weight.dtype)), other)
+
+
+@pytest.mark.parametrize("count, words", [(1, "1 thread"), (2, "2 threads")])
+def test_a_record_counts_threads_in_english(monkeypatch, count, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert device_name(torch.device("cpu")).partition(", ")[2] == words
 
 
 def test_record_survives_saving(data, tmp_path):

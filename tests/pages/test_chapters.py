@@ -14,6 +14,7 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
 PICTURES = {"image/png", "image/svg+xml"}
+COLUMNS = 84  # of code; book/_static/custom.css has the size of letters at which so many fit
 DATA_SETS = re.compile(r"CIFAR|synthetic|JPEG")
 # Claims computed without a network or an image: theorems and formulas, the same on every machine, however near their bound.
 WITHOUT_IMAGES = {"explr-astronomical", "figure2-1481", "gd-rate", "theorem2", "theorem2-phase", "decaying-exponent"}
@@ -125,6 +126,33 @@ def test_measurements_on_images_stay_a_factor_of_three_away_from_their_bounds(pa
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_picture_has_caption_name_and_alt_text(path):
     assert pictures_without_words(notebooks.read(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_fits_into_the_width_of_the_page(path):
+    lines = [line for cell in code_of(notebooks.read(path)) for line in cell.source.splitlines()]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+def unlisted(pages, table):
+    """Return the numbers of equations that a page cites from another one, and that a table does not list."""
+    stands = {number: name for name, text in pages.items() for number in re.findall(r"\\tag\{(\w+\.\d+)\}", text)}
+    cited = {(number, name) for name, text in pages.items() for number in re.findall(r"\((\w+\.\d+)\)", text)}
+    listed = set(re.findall(r"\((\w+\.\d+)\)", table))
+    return sorted({number for number, name in cited if stands.get(number, name) != name} - listed)
+
+
+def test_the_notation_lists_every_equation_that_another_page_cites():
+    pages = {path.name: text_of(notebooks.read(path)) for path in NOTEBOOKS}
+    pages |= {path.name: path.read_text(encoding="utf-8") for path in BOOK.glob("*.md") if path.name != "notation.md"}
+    table = (BOOK / "notation.md").read_text(encoding="utf-8").partition("\n## Equations")[2]
+    assert unlisted(pages, table) == []
+
+
+def test_that_check_catches_an_equation_that_is_not_listed():
+    pages = {"one": r"$$ x = y . \tag{1.1} $$ and (1.1)", "two": "by (1.1) and [equation (1.1)](one)"}
+    assert unlisted(pages, "| (1.2) |") == ["1.1"] and unlisted(pages, "| (1.1), (1.2) |") == []
+    assert unlisted({"one": pages["one"]}, "") == []
 
 
 def without(notebook, pattern):
