@@ -45,7 +45,7 @@ def caption(run: Run) -> str:
     return (
         f"{scale}: {network}, {config.schedule.replace('_', ' ')}, batch {config.batch_size}, weight decay "
         f"{config.weight_decay:g} or none, momentum {config.momentum:g}, {config.epochs} epochs in {config.precision}, seed "
-        f"{config.seed}; {origin['data']}; {run.device}."
+        f"{config.seed}; {origin['data']}; {origin['device']}."
     )
 
 

@@ -205,8 +205,7 @@ def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list
             first, seeds = every[0], len(every) // len(runs)
             size = {k: v for k, v in first.config.model_args.items() if all(r.config.model_args.get(k) == v for r in every)}
             count = f"{seeds} seed{'s' * (seeds > 1)}"
-            data = ", ".join(sorted({run.provenance["data"] for run in every}))
-            devices = ", ".join(sorted({run.device for run in every}))
+            data, devices = (", ".join(sorted({r.provenance[key] for r in every})) for key in ("data", "device"))
             words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {precision}, {count}, {data}, {devices}"
             again = _command(name, epochs, small, precision, seeds)
             return runs, f"{scale}: {words}; made by `{again}`"

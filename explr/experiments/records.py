@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -163,16 +162,6 @@ class Run:
     history: dict[str, list[float]]
     weight_norms: dict[str, list[float]]
     provenance: dict[str, Any]
-
-    @property
-    def device(self) -> str:
-        """What the run was trained on, in words.
-
-        >>> Run(RunConfig(), {}, {}, {"device": "x86_64 CPU, 1 threads"}).device
-        'x86_64 CPU, 1 thread'
-        """
-        # So older records count; their digest keeps their words as they are.
-        return re.sub(r"\b1 threads\b", "1 thread", str(self.provenance["device"]))
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, whole or not at all, with a digest of what it says.

@@ -72,12 +72,6 @@ def test_the_words_are_those_of_the_records():
     )
 
 
-def test_one_thread_is_no_threads():
-    """Nor where a record that was stored says so."""
-    said = {n: caption(replace(DECAY, provenance={"data": "", "device": f"CPU, {n} threads"})) for n in (1, 2, 11)}
-    assert [words.rpartition(", ")[2] for words in said.values()] == ["1 thread.", "2 threads.", "11 threads."]
-
-
 def test_a_figure_needs_no_other_file():
     assert not re.search(r"https?://|url\(|src=|href=", face(DECAY, GROWING))
 
