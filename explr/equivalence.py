@@ -343,7 +343,7 @@ def growth_rate(lr: float, weight_decay: float, momentum: float = 0.0, *, steps:
     steps = one_float("steps", steps)
     if not 0 <= steps < math.inf:
         raise ExplrError(f"steps={steps} must be finite and not negative.")
-    log_growth = -2.0 * steps * math.log1p(-_steady_share(lr, weight_decay, momentum, nesterov=nesterov))
+    log_growth = steps * (-2.0 * math.log1p(-_steady_share(lr, weight_decay, momentum, nesterov=nesterov)))
     if log_growth > math.log(_LARGEST["float64"]):
         raise ExplrError(
             f"the growth over steps={steps} is exp({log_growth:.6g}), too large for float64. "

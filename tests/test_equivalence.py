@@ -35,6 +35,10 @@ def test_reference_values_to_1e_12(lr, weight_decay, momentum, alpha, step, epoc
     assert growth_rate(lr, weight_decay, momentum, steps=391) == pytest.approx(epoch, rel=1e-12)
 
 
+def test_without_decay_nothing_grows_however_long():
+    assert growth_rate(1.0, 0.0, 0.5, steps=1.7e308) == 1.0
+
+
 @given(lr=st.floats(1e-6, 10), share=st.floats(1e-9, 1 - 1e-14), momentum=momenta)  # at the bound itself rounding decides
 @example(lr=1.0, share=1 - 1e-14, momentum=0.3)
 @example(lr=1.0, share=1 - 1e-14, momentum=0.99)
