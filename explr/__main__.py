@@ -244,8 +244,8 @@ def _network(named: str, options: dict[str, Any]) -> nn.Module:
     except (Exception, SystemExit) as error:  # of somebody else's code, which may do anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise ExplrError(
-                f"there is no module {error.name} in {Path.cwd()} or among what is installed for {sys.executable}: go to the "
-                "folder that has it, or install it."
+                f"{named}: there is no module {error.name} in {Path.cwd()} or among what is installed for {sys.executable}. Go "
+                "to the folder that has it, or install it."
             ) from error
         hint = (
             "It runs as a script: put all but definitions under if __name__ == '__main__'."

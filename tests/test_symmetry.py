@@ -449,7 +449,7 @@ def test_only_what_another_batch_may_mend_asks_for_one():
         ExpLR(optimizer, model=net.eval())
     with pytest.raises(ExplrError, match=r"^model= takes a torch.nn.Module, not type\.$"):
         ExpLR(optimizer, model=nn.Linear)
-    with pytest.raises(ExplrError, match=r"\w\. The batch, of shape \(16, 5\), was guessed: give example_inputs"):
+    with pytest.raises(ExplrError, match=r"2D input\)\. The batch, of shape \(16, 5\), was guessed: give example_inputs"):
         ExpLR(optimizer, model=nn.Sequential(nn.Linear(5, 3), nn.BatchNorm2d(3)))
 
 

@@ -346,7 +346,7 @@ def absent():
         ("train:nothing", "train has no nothing: give what its top level defines, a class or a function."),
         ("train:Net", "1 required positional argument: 'width'): give its arguments as --kwargs JSON."),
         ("train:absent", "train:absent makes no network (KeyError: 'weights'): give its arguments as --kwargs JSON."),
-        ("elsewhere.nets:Net", "there is no module elsewhere in {here} or among what is installed for"),
+        ("elsewhere.nets:Net", "elsewhere.nets:Net: there is no module elsewhere in {here} or among what is installed for"),
         ("needing:Net", "(ModuleNotFoundError: No module named 'elsewhere'). python -c 'import needing' shows where."),
         ("wrong:Net", "wrong cannot be imported (SyntaxError:"),
         ("running:Net", "(SystemExit: 3). It runs as a script: put all but definitions under if __name__ == '__main__'."),
