@@ -374,8 +374,8 @@ class ExpLR(LRScheduler):
         The eps of the norms, which a model's own state does not hold, is set to what belongs to the state.
 
         Raises:
-            ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, or
-                of a run with a model while this one has none.
+            ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of
+                a model with other norms, or of a run with a model while this one has none.
         """
         own = self.state_dict()
         if not isinstance(state_dict, Mapping) or not own.keys() <= state_dict.keys():
