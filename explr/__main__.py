@@ -16,7 +16,7 @@ from explr.equivalence import Schedule, adamw_steady_state, characteristic_root,
 from explr.errors import ExplrError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from explr.experiments.records import Run
 
@@ -69,7 +69,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         "check",
         help=about,
         description=f"{about[0].upper()}{about[1:]} (Appendix C of the paper). "
-        "It imports MODULE and calls CALLABLE, as python -m would: check only code that you would run.",
+        "It imports MODULE, from the current folder or as installed, and calls CALLABLE: check only code that you would run.",
     )
     sub.add_argument("model", metavar="MODULE:CALLABLE", help="what makes the network, e.g. torchvision.models:resnet18")
     sub.add_argument(
@@ -218,25 +218,55 @@ def _horizon(lr: float, growth: float, make: Callable[[int], Schedule], dtype: s
 
 
 def _check(parsed: argparse.Namespace) -> None:
-    from torch import nn
-
     from explr.invariance import scale_invariance
 
-    module, _, name = parsed.model.partition(":")
-    sys.path.insert(0, "")  # the reader's own modules, as with python -m
-    try:
-        model = getattr(importlib.import_module(module), name)(**parsed.kwargs)
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        given = f" with {json.dumps(parsed.kwargs)}" * bool(parsed.kwargs)
-        raise ExplrError(
-            f"{parsed.model} makes no network{given} ({error}): give MODULE:CALLABLE, and its arguments as --kwargs JSON."
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ExplrError(f"{parsed.model} makes a {type(model).__name__}, not a torch.nn.Module.")
+    model = _network(parsed.model, parsed.kwargs)
     named = [text.rpartition("=") for text in parsed.input]
     inputs = [_example(shape) for name, _, shape in named if not name]
     options = {name: _example(shape) for name, _, shape in named if name} | parsed.forward
     print(scale_invariance(model.train(), *inputs, **options, verify=parsed.verify).table(full=parsed.full))
+
+
+def _network(named: str, options: dict[str, Any]) -> nn.Module:
+    """Import what ``MODULE:CALLABLE`` names, and call it."""
+    from torch import nn
+
+    module, _, name = named.partition(":")
+    file = Path(module)
+    if file.suffix == ".py" or len(file.parts) > 1:
+        place = "" if file.parent == Path() else f"in {file.parent} "
+        raise ExplrError(f"{named} names a file, not a module: {place}say {file.stem}:{name or 'CALLABLE'}.")
+    if not (module and name):
+        raise ExplrError(f"{named} must be MODULE:CALLABLE, such as torchvision.models:resnet18.")
+    sys.path.insert(0, "")  # the reader's own modules, as with python -m
+    try:
+        make = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as error:  # of somebody else's code, which may do anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ExplrError(
+                f"{named}: there is no module {error.name} in {Path.cwd()} or among what is installed for {sys.executable}. Go "
+                "to the folder that has it, or install it."
+            ) from error
+        hint = (
+            "It runs as a script: put all but definitions under if __name__ == '__main__'."
+            if isinstance(error, SystemExit)
+            else f"python -c 'import {module}' shows where."
+        )
+        raise ExplrError(f"{module} cannot be imported ({type(error).__name__}: {error}). {hint}") from error
+    if make is None:
+        raise ExplrError(f"{module} has no {name}: give what its top level defines, a class or a function.")
+    if isinstance(make, nn.Module) or not callable(make):
+        raise ExplrError(f"{named} is a {type(make).__name__}: give what makes a network, its class or a function.")
+    try:
+        model = make(**options)
+    except Exception as error:  # likewise
+        given = f" with {json.dumps(options)}" * bool(options)
+        raise ExplrError(
+            f"{named} makes no network{given} ({type(error).__name__}: {error}): give its arguments as --kwargs JSON."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ExplrError(f"{named} makes a {type(model).__name__}, not a torch.nn.Module.")
+    return model
 
 
 def _options(text: str) -> dict[str, Any]:

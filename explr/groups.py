@@ -144,12 +144,22 @@ def split(group: Group, chosen: set[int]) -> Group | None:
 
 
 def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Family) -> bool:
-    """Tell whether the optimizer still has what it keeps of earlier gradients, by a look at one parameter."""
-    parameter = next(filter(trains, group["params"]), None)
-    state = {} if parameter is None else optimizer.state.get(parameter, {})
-    return (
-        "exp_avg" in state if isinstance(family, AdamW) else not group["momentum"] or state.get("momentum_buffer") is not None
-    )
+    """Tell whether the optimizer still has what it keeps of earlier gradients, of any parameter of a group."""
+    if not isinstance(family, AdamW) and not group["momentum"]:
+        return True
+    name = "exp_avg" if isinstance(family, AdamW) else "momentum_buffer"
+    return any(optimizer.state.get(parameter, {}).get(name) is not None for parameter in filter(trains, group["params"]))
+
+
+def check_sizes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse the state of an optimizer with other groups; a hook of one whose groups ExpLR may have split."""
+    found, own = ([len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups))
+    if found != own:
+        raise ExplrError(
+            f"the state is of parameter groups of {found} tensors, the optimizer under ExpLR, which splits groups, has {own}. "
+            "Load a checkpoint of the script without ExpLR before ExpLR is built, and one of a run under ExpLR "
+            "after, into the same model and groups."
+        )
 
 
 def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family: Family) -> Memory:

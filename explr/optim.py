@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from explr.checks import FloatArray, alike
+from explr.checks import FloatArray, alike, short
 from explr.errors import ExplrError
 from explr.groups import (
     Group,
     buffers_are_there,
     check_group,
     check_ranges,
+    check_sizes,
     converts,
     copy_of,
     family_of,
@@ -100,7 +101,7 @@ class ExpLR(LRScheduler):
         log_scale: natural log of P_t, by which the weights of the theorem exceed those of the run with weight decay.
         exponents: the weights of the theorem are 2**exponent times those that the model holds, and the learning rate that the
             optimizer uses is η̃_t / 4**exponent (AdamW: / 2**exponent); all 0 without ``renormalize``.
-        summary: what converts and what does not, in a line; "" where all that decays converts.
+        summary: what converts and what does not, in a line, or that nothing does; "" where all that decays converts.
 
     Raises:
         ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
@@ -166,6 +167,8 @@ class ExpLR(LRScheduler):
             raise
         self._watch()
         super().__init__(optimizer)
+        if not (self.summary or any(self.converted) or self._lacks_state):
+            self.summary = _NOTHING
         if self.summary:
             logging.getLogger("explr").warning(self.summary)
 
@@ -257,13 +260,13 @@ class ExpLR(LRScheduler):
         """Move the wrapped schedule; call this where the wrapped scheduler's own ``step()`` was called.
 
         Args:
-            args: for a wrapped ``ReduceLROnPlateau``, the value it watches, whenever there is a new one; for a scheduler of
-                timm, what its ``step`` takes.
+            args: for a wrapped ``ReduceLROnPlateau``, the value it watches, as for its own ``step``; for a scheduler of timm,
+                what its ``step`` takes.
             kwargs: likewise.
 
         Raises:
             ExplrError: if the step that the schedule asks for has no exponential counterpart or its rate leaves the dtype's
-                range. The optimizer then keeps what it had, and refuses to take it.
+                range (the optimizer then keeps what it had, and refuses to take it), or if a metric is missing.
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first step is prepared already
             self._check_untouched()
@@ -371,12 +374,15 @@ class ExpLR(LRScheduler):
         The eps of the norms, which a model's own state does not hold, is set to what belongs to the state.
 
         Raises:
-            ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, or
-                of a run with a model while this one has none.
+            ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of
+                a model with other norms, or of a run with a model while this one has none.
         """
         own = self.state_dict()
         if not isinstance(state_dict, Mapping) or not own.keys() <= state_dict.keys():
-            raise ExplrError("the state is not that of an ExpLR: it must come from ExpLR.state_dict().")
+            raise ExplrError(
+                "the state is not that of an ExpLR: it must come from ExpLR.state_dict(). A checkpoint of the script without "
+                "ExpLR is loaded before ExpLR is built."
+            )
         state = {name: state_dict[name] for name in own}
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
         families = state["families"]
@@ -398,6 +404,11 @@ class ExpLR(LRScheduler):
             raise ExplrError(f"the state is damaged at {', '.join(damaged)}: load another one. Nothing has changed.")
         if eps is not None and self.norms is None:
             raise ExplrError("the state is of a run with model=: build ExpLR with model= to go on with it.")
+        if eps is not None and self.norms is not None and eps.keys() != self.norms.eps.keys():
+            raise ExplrError(
+                f"the state is of a model with other norms ({few(list(eps))}; here {few(list(self.norms.eps))}): build the "
+                "model as it was built for the state."
+            )
         kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
         if kinds[0] != kinds[1]:
             raise ExplrError(
@@ -442,16 +453,12 @@ class ExpLR(LRScheduler):
     def _is_due(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Tell whether a call of :meth:`step` moves the wrapped scheduler."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            if args or kwargs:
-                return True
-            self.calls += 1
-            if self.calls == self.scheduler.patience + 1 and self.scheduler.last_epoch == 0:
-                warnings.warn(
-                    f"step() was called {self.calls} times without the metric that the wrapped ReduceLROnPlateau watches: it "
-                    'finds no plateau. Call step(metric); for Lightning, put "reduce_on_plateau": True beside the scheduler.',
-                    stacklevel=3,
+            if not (args or kwargs):
+                raise ExplrError(
+                    "step() lacks the metric that the wrapped ReduceLROnPlateau watches: call step(metric), once for each new "
+                    'value; for Lightning, put "reduce_on_plateau": True beside the scheduler.'
                 )
-            return False
+            return True
         if (args or kwargs) and self.scheduler is None:
             shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
             raise ExplrError(
@@ -663,6 +670,7 @@ class ExpLR(LRScheduler):
     def _watch(self) -> None:
         self.optimizer.register_step_pre_hook(_Watch(self, "_before_update"))
         self.optimizer.register_step_post_hook(_Watch(self, "_after_update"))
+        self.optimizer.register_load_state_dict_pre_hook(check_sizes)
 
     def _before_update(self) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -759,6 +767,11 @@ def has_explr(optimizer: torch.optim.Optimizer) -> bool:
     return any(isinstance(hook, _Watch) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
+_NOTHING = (
+    "ExpLR: nothing converts: no parameter group has weight decay (those marked scale_invariant=False keep theirs). Set "
+    "weight_decay in the optimizer, as in the run to convert, before ExpLR is built."
+)
+
 _JOINT = (
     "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
     "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
@@ -788,7 +801,10 @@ def _check_wrapped(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
         return
     methods = ("step", "state_dict", "load_state_dict")
     if isinstance(scheduler, type) or not all(callable(getattr(scheduler, name, None)) for name in methods):
-        raise ExplrError(f"scheduler={scheduler!r} is not a learning-rate scheduler: wrap functions in LambdaLR.")
+        raise ExplrError(
+            f"scheduler={short(scheduler)} is not a learning-rate scheduler: give the network as model=, wrap a function in "
+            "LambdaLR, and several schedulers in SequentialLR or ChainedScheduler."
+        )
     if getattr(scheduler, "optimizer", None) is not optimizer:
         raise ExplrError("the scheduler to wrap belongs to another optimizer: build both on the same one.")
 

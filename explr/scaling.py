@@ -101,6 +101,8 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
     >>> torch.allclose(model[0].weight, before), torch.allclose(unscale(model, scheduler)[0].weight, 0.9 * before)
     (True, True)
     """
+    if not isinstance(scheduler, ExpLR):
+        raise ExplrError(f"unscale(model, scheduler) takes the ExpLR of the model, not {type(scheduler).__name__}.")
     model = unwrapped(model)
     if scheduler.norms is None:
         raise ExplrError("the ExpLR was built without model=, so it does not know how statistics go with the weights: give it.")

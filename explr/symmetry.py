@@ -20,6 +20,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from explr.errors import ExplrError
 from explr.invariance import InvarianceReport, scale_invariance
+from explr.invariance.sandbox import check_model
+from explr.invariance.tables import few
 
 _BUFFERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}  # name → power of the gradient in it
 
@@ -62,8 +64,8 @@ class Norms:
     def __init__(self, model: nn.Module, example_inputs: Sequence[Any] | None = None) -> None:
         model = unwrapped(model)
         self.model = model
-        self.parameters = dict(model.named_parameters())
         self.report = _report(model, example_inputs)
+        self.parameters = dict(model.named_parameters())
         modules = dict(model.named_modules())
         layers = {path: modules.get(path) for path in self.report.norms}
         self.layers: dict[str, Any] = {p: m for p, m in layers.items() if isinstance(getattr(m, "eps", None), float | int)}
@@ -92,15 +94,32 @@ class Norms:
             ExplrError: if the parameters are not the model's, or the network is not scale-invariant in all of them together.
         """
         self.check_own(groups)
-        if not self.report.invariant_in([parameter for group in groups for parameter in group]):
-            reasons = "; ".join(map(str, self.report.obstructions))
-            raise ExplrError(
-                f"the model is not scale-invariant in the optimizer's parameters: {reasons} Or build the optimizer from "
-                "scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
-            )
+        chosen = [parameter for group in groups for parameter in group]
+        if not self.report.invariant_in(chosen):
+            raise ExplrError(f"the model is not scale-invariant in the optimizer's parameters: {self._why_not(chosen)}")
         self.joint = self.report.scaled_alike(groups)
         degrees = [self.report.norm_degrees(group) for group in groups]
         self._powers = {p: [(i, float(of[p])) for i, of in enumerate(degrees) if of[p]] for p in self.layers}
+
+    def _why_not(self, chosen: Iterable[Tensor]) -> str:
+        """Say what is in the way of scaling these parameters, and what would mend it."""
+        own = {id(parameter) for parameter in chosen}
+        others = {name for name, parameter in self.parameters.items() if id(parameter) not in own}
+        missing = [name for part in self.report.joint if not others.issuperset(part) for name in part if name in others]
+        if missing:
+            return (
+                f"some of them can only be scaled together with {few(missing)}. Give these the same lr and weight_decay, as in "
+                "one parameter group."
+            )
+        reasons = [str(obstruction) for obstruction in self.report.obstructions]
+        if len(reasons) > 3:
+            reasons[2:] = [f"{len(reasons) - 2} more: scale_invariance(model, ...) tells all."]
+        remedy = (
+            "Or build the optimizer from scale_invariance(model, ...).parameter_groups(...), which sets the others apart."
+            if self.report.share
+            else "No weight converts as it is: put a norm behind every trained layer but the last, and freeze that one."
+        )
+        return " ".join([*reasons, remedy])
 
     def of(self, model: nn.Module) -> Norms:
         """Return the same for a copy of the network."""
@@ -164,12 +183,13 @@ def _report(model: nn.Module, example_inputs: Sequence[Any] | None) -> Invarianc
         raise ExplrError("example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,).")
     if example_inputs is not None:
         return scale_invariance(model, *example_inputs)
+    check_model(model, ["to be guessed"], "model=")  # what another batch would not mend
     (guessed,) = guess_inputs(model)
     try:
         return scale_invariance(model, guessed)
     except ExplrError as error:
         raise ExplrError(
-            f"{error} The batch, of shape {tuple(guessed.shape)}, was guessed: "
+            f"{str(error).rstrip('.')}. The batch, of shape {tuple(guessed.shape)}, was guessed: "
             "give example_inputs, what the model is called with."
         ) from error
 

@@ -347,10 +347,11 @@ def test_after_an_update_that_was_wrong_there_is_no_other():
             call()
 
 
-def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it():
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it(momentum):
     net = TwoParts().double()
     net.body.weight.requires_grad_(False)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-2)
     scheduler = ExpLR(optimizer, model=net)
     update(net, optimizer, batches(1)[0])
     net.body.weight.requires_grad_(True)
@@ -472,6 +473,8 @@ def test_unscaling_needs_to_know_the_model():
     scheduler = ExpLR(sgd(net), model=net)
     with pytest.raises(ExplrError, match="not the one"):
         unscale(other, scheduler)
+    with pytest.raises(ExplrError, match=r"unscale\(model, scheduler\) takes the ExpLR of the model, not PreResNet"):
+        unscale(scheduler, net)
     optimizer = sgd(other)
     optimizer.param_groups[0]["scale_invariant"] = True
     with pytest.raises(ExplrError, match="built without model="):
@@ -533,17 +536,59 @@ def test_an_optimizer_s_state_without_explr_s_is_refused():
         update(net, optimizer, batches(1)[0])
 
 
-def test_a_plateau_that_never_gets_its_metric_says_so_once():
+def test_a_plateau_without_its_metric_is_an_error_as_in_torch():
     net = network()
     optimizer = sgd(net)
-    scheduler = ExpLR(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer, patience=3), model=net)
-    with pytest.warns(UserWarning, match=r"called 4 times without the metric .* finds no plateau") as caught:
-        for _ in range(20):
-            optimizer.step()
-            scheduler.step()
-    assert sum("without the metric" in str(warning.message) for warning in caught) == 1
+    scheduler = ExpLR(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer), model=net)
+    update(net, optimizer, batches(1)[0])
+    with pytest.raises(ExplrError, match=r"lacks the metric .* call step\(metric\)"):
+        scheduler.step()
     scheduler.step(1.0)
     assert scheduler.scheduler.last_epoch == 1
+
+
+def test_a_checkpoint_of_the_script_that_is_loaded_too_late_is_an_error_that_says_when():
+    net = network()
+    optimizer = sgd(net)
+    scheduler = SCHEDULES["cosine"](optimizer)
+    saved = [copy.deepcopy(part.state_dict()) for part in (optimizer, scheduler)]
+    ours = ExpLR(optimizer, scheduler, model=net)
+    for part, state in zip((optimizer, ours), saved, strict=True):
+        with pytest.raises(ExplrError, match=r"without ExpLR .*before ExpLR is built"):
+            part.load_state_dict(state)
+    update(net, optimizer, batches(1)[0])
+
+
+def test_a_state_of_a_model_with_other_norms_is_refused():
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(3072, 4, bias=False), *norm) for norm in ([], [nn.ReLU()])]
+    for net in nets:
+        net.append(nn.BatchNorm1d(4, affine=False))
+    first, second = (ExpLR(sgd(net), model=net) for net in nets)
+    with pytest.raises(ExplrError, match=r"other norms \(2; here 3\)"):
+        second.load_state_dict(first.state_dict())
+    assert set(second.norms.eps) == {"3"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"scale_invariant": False}])
+def test_an_optimizer_of_which_nothing_can_convert_is_told_so(options, known, caplog):
+    net = network()
+    optimizer = sgd(net)
+    optimizer.param_groups[0].update(options)
+    scheduler = ExpLR(optimizer, model=net if known else None)
+    assert "nothing converts" in scheduler.summary and "Set weight_decay in the optimizer" in scheduler.summary
+    assert [record.getMessage() for record in caplog.records if record.name == "explr"] == [scheduler.summary]
+
+
+@pytest.mark.filterwarnings("ignore:ExpLR has no model")
+def test_where_something_converts_or_will_once_its_state_is_loaded_nothing_is_said_of_nothing(caplog):
+    net = TwoParts().double()
+    groups = [{"params": [net.body.weight]}, {"params": [net.top.weight], "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
+    scheduler = ExpLR(optimizer)
+    again = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
+    again.load_state_dict(optimizer.state_dict())
+    assert (scheduler.summary, ExpLR(again).summary, caplog.records) == ("", "", [])
 
 
 def test_without_a_model_explr_says_once_what_it_takes_on_trust():

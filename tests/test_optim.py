@@ -185,9 +185,10 @@ def test_explr_computes_the_functions_of_the_run_that_it_replaces(make):
         expected, seen = one_step(original, first, batch), one_step(converted, second, batch)
         torch.testing.assert_close(seen, expected, rtol=0, atol=TOLERANCE)
         metric = [next(metrics)] if watches and step % 2 else []
-        if theirs is not None and (metric or not watches):
-            theirs.step(*metric)
-        ours.step(*metric)
+        if metric or not watches:
+            if theirs is not None:
+                theirs.step(*metric)
+            ours.step(*metric)
         assert ours.lrs[0] == pytest.approx(first.param_groups[0]["lr"], rel=1e-12)
         assert ours.get_last_lr() == [second.param_groups[0]["lr"]]
     scale = math.exp(ours.log_scale[0])
@@ -450,8 +451,10 @@ def state_without_the_wrapped_scheduler(net):
         (rate_set_by_hand, ["0.05", "step only ExpLR"]),
         (decay_loaded_back, ["weight_decay=0.002 again"]),
         (state_of_another_kind, ["StepLR", "CosineAnnealingLR"]),
-        (state_of_no_explr, ["ExpLR.state_dict()"]),
+        (state_of_no_explr, ["ExpLR.state_dict()", "before ExpLR is built"]),
         (lambda net: ExpLR(sgd(net), lambda step: 0.1), ["LambdaLR"]),
+        (lambda net: ExpLR(sgd(net), [lr_scheduler.StepLR(sgd(net), 3)] * 2), ["ChainedScheduler"]),
+        (lambda net: ExpLR(sgd(net), net), ["TinyNet", "the network as model="]),
         (group_added_late, ["2 parameter groups", "before building"]),
         (converted_twice, ["already has an ExpLR"]),
         (scheduler_of_another_optimizer, ["another optimizer"]),

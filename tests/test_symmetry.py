@@ -404,9 +404,53 @@ def test_a_network_of_which_nothing_converts_is_refused_with_the_reason():
     net = nn.Linear(5, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3)
     before = state_of(net, optimizer)
-    with pytest.raises(ExplrError, match="not scale-invariant in the optimizer's parameters"):
+    with pytest.raises(
+        ExplrError, match=r"not scale-invariant in the optimizer's parameters: .* put a norm behind every"
+    ) as caught:
         ExpLR(optimizer, model=net)
+    assert "parameter_groups" not in str(caught.value)
     assert same(before, state_of(net, optimizer))
+
+
+def test_many_reasons_are_cut_short():
+    net = nn.Sequential(*[nn.Linear(5, 5) for _ in range(9)])
+    with pytest.raises(ExplrError, match=r"7 more: scale_invariance\(model, ...\) tells all") as caught:
+        ExpLR(torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-3), model=net)
+    assert str(caught.value).count("degrees") == 2
+
+
+class Residual(nn.Module):
+    """A residual stream, as a transformer has it: what writes to it is scale-invariant, biases included, in one piece."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm, self.last = (nn.LayerNorm(6, elementwise_affine=False) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.last(x + self.branch(self.norm(x))))
+
+
+def test_biases_that_do_not_decay_beside_weights_that_do_are_named_where_they_must_be_scaled_together():
+    """The usual recipe for transformers; with one decay for all it converts."""
+    net = Residual()
+    parts = [[p for p in net.parameters() if (p.ndim > 1) is many] for many in (True, False)]
+    groups = [{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}]
+    with pytest.raises(ExplrError, match=r"together with stem.bias, branch.bias. Give these the same lr and weight_decay"):
+        ExpLR(torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05), model=net)
+    assert "4 of 6 tensors" in ExpLR(torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05), model=net).summary
+
+
+def test_only_what_another_batch_may_mend_asks_for_one():
+    net = network()
+    optimizer = sgd(net)
+    with pytest.raises(ExplrError, match=r"^PreResNet is in eval mode, .* stay as they are\.$"):
+        ExpLR(optimizer, model=net.eval())
+    with pytest.raises(ExplrError, match=r"^model= takes a torch.nn.Module, not type\.$"):
+        ExpLR(optimizer, model=nn.Linear)
+    with pytest.raises(ExplrError, match=r"2D input\)\. The batch, of shape \(16, 5\), was guessed: give example_inputs"):
+        ExpLR(optimizer, model=nn.Sequential(nn.Linear(5, 3), nn.BatchNorm2d(3)))
 
 
 def test_a_renormalised_state_needs_a_model():

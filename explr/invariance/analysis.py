@@ -185,7 +185,12 @@ def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
     remedy = condition.remedy
     if condition.kind == "output":
         modules = {name.rpartition(".")[0] for name in names}
-        remedy = f"Freeze what follows the last norm: {few([n for n in graph.parameters if n.rpartition('.')[0] in modules])}."
+        after = [name for name in graph.parameters if name.rpartition(".")[0] in modules]
+        remedy = (
+            f"Freeze what follows the last norm: {few(after)}."
+            if len(after) < len(graph.parameters)
+            else "No norm follows what is trained: put one behind every trained layer but the last, and freeze that one."
+        )
     elif condition.kind == "unequal degrees" and not remedy:
         affine = [name for name in names if name in graph.affine]
         biases = [name for name in names if name.rpartition(".")[2].endswith("bias") and name not in graph.affine]

@@ -320,6 +320,54 @@ def test_bad_arguments_give_one_line_and_status_2(arguments, part, capsys):
     assert part in error and error.count("\n") == 1
 
 
+SCRIPT = """
+import sys
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, width):
+        super().__init__(3, width)
+
+net, sizes = Net(4), [1, 2]
+
+def absent():
+    return {}["weights"]
+"""
+
+
+@pytest.mark.parametrize(
+    "named, message",
+    [
+        ("train.py:Net", "train.py:Net names a file, not a module: say train:Net."),
+        ("models/train.py", "models/train.py names a file, not a module: in models say train:CALLABLE."),
+        ("train", "train must be MODULE:CALLABLE, such as torchvision.models:resnet18."),
+        ("train:net", "train:net is a Net: give what makes a network, its class or a function."),
+        ("train:sizes", "train:sizes is a list: give what makes a network, its class or a function."),
+        ("train:nothing", "train has no nothing: give what its top level defines, a class or a function."),
+        ("train:Net", "1 required positional argument: 'width'): give its arguments as --kwargs JSON."),
+        ("train:absent", "train:absent makes no network (KeyError: 'weights'): give its arguments as --kwargs JSON."),
+        ("elsewhere.nets:Net", "elsewhere.nets:Net: there is no module elsewhere in {here} or among what is installed for"),
+        ("needing:Net", "(ModuleNotFoundError: No module named 'elsewhere'). python -c 'import needing' shows where."),
+        ("wrong:Net", "wrong cannot be imported (SyntaxError:"),
+        ("running:Net", "(SystemExit: 3). It runs as a script: put all but definitions under if __name__ == '__main__'."),
+    ],
+)
+def test_check_command_says_what_is_wrong_with_what_it_is_given(named, message, tmp_path, monkeypatch, capsys):
+    files = {"train": SCRIPT, "needing": "import elsewhere", "wrong": "def net(:", "running": "raise SystemExit(3)"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        assert main(["check", named, "--input", "2,3"]) == 2
+    finally:
+        for name in files:
+            sys.modules.pop(name, None)
+    error = capsys.readouterr().err
+    assert message.format(here=tmp_path) in error and error.count("\n") == 1
+
+
 def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("explr.experiments.data.synthetic", lambda: synthetic(train=40, test=20))
     arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]

@@ -215,6 +215,15 @@ def test_advice_says_so_where_there_is_none():
     assert "No weight converts" in scale_invariance(nn.Sequential(nn.Linear(4, 8), nn.Tanh()), torch.randn(5, 4)).advice[0]
 
 
+def test_nobody_is_told_to_freeze_all_that_trains():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    (*_, at_the_output) = scale_invariance(net, torch.randn(5, 4)).obstructions
+    assert (at_the_output.kind, at_the_output.remedy.startswith("No norm follows")) == ("output", True)
+    net.insert(1, nn.LayerNorm(8))
+    (*_, at_the_output) = scale_invariance(net, torch.randn(5, 4)).obstructions
+    assert at_the_output.remedy == "Freeze what follows the last norm: 1.weight, 1.bias, 3.weight and 1 more."
+
+
 # ---- arguments by name
 
 
