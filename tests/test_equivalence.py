@@ -203,17 +203,17 @@ def test_bad_input_gets_one_error_that_restates_it(call, parts):
 
 
 @pytest.mark.parametrize(
-    "lrs",
+    "form",
     [
-        torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True),
-        np.array([0.5, 0.25], dtype=np.float32),
-        iter([0.5, 0.25]),
-        (0.5, 0.25),
+        lambda lrs: torch.tensor(lrs, dtype=torch.bfloat16, requires_grad=True),
+        lambda lrs: np.array(lrs, dtype=np.float32),
+        iter,
+        tuple,
     ],
     ids=["tensor", "float32 array", "iterator", "tuple"],
 )
-def test_numbers_may_come_in_any_form_and_are_worked_with_in_float64(lrs):
-    np.testing.assert_array_equal(convert(lrs, 5e-4, 0.9).log_lr, convert([0.5, 0.25], 5e-4, 0.9).log_lr)
+def test_numbers_may_come_in_any_form_and_are_worked_with_in_float64(form):
+    np.testing.assert_array_equal(convert(form([0.5, 0.25]), 5e-4, 0.9).log_lr, convert([0.5, 0.25], 5e-4, 0.9).log_lr)
     root = characteristic_root(np.float32(0.5), torch.tensor(0.25), 0.0)
     assert type(root) is float and root == characteristic_root(0.5, 0.25)
 
