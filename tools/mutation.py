@@ -59,14 +59,15 @@ NUMBERS = (
     "tests/test_twins.py::test_the_bound_of_nesterov_momentum_is_sharp",
     "tests/test_twins.py::test_bad_input_gets_one_error_that_restates_it",
 )
+NORMS = ("tests/test_norms.py", "tests/test_groups.py")
 NETWORKS = ("tests/test_symmetry.py", "tests/test_optim.py", "tests/test_twins.py", "tests/test_loops.py")
 PROVER = ("tests/invariance/test_invariance.py", "tests/invariance/test_soundness.py", "tests/invariance/test_shifts.py")
 MODULES = {  # and their tests
     "explr.equivalence": NUMBERS,
     "explr.recursions": NUMBERS,
-    "explr.symmetry": NETWORKS,
-    "explr.groups": NETWORKS,
-    "explr.scaling": NETWORKS,
+    "explr.symmetry": NORMS,
+    "explr.groups": NORMS,
+    "explr.scaling": NORMS,
     "explr.optim": NETWORKS,
     "explr.invariance.degrees": PROVER,
     "explr.invariance.calls": PROVER,
@@ -208,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="this many mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (0)")
     parser.add_argument("--again", action="store_true", help="only the survivors of the last run")
+    parser.add_argument("--tests", nargs="+", metavar="TEST", help="files or tests to use instead of those of the modules")
     options = parser.parse_args(arguments)
     unknown = set(options.modules) - MODULES.keys()
     if unknown:
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen |= {name: one.mutants[name] for name in names if not options.again or one.mutants[name] in last}
     sys.meta_path.insert(0, Importer({module: one.source for module, one in mutated.items()}))
     loop = Loop(list(chosen), options.seconds)
-    tests = dict.fromkeys(test for module in modules for test in MODULES[module])
+    tests = options.tests or dict.fromkeys(test for module in modules for test in MODULES[module])
     plain = ["-q", "--tb=native", "-p", "no:cacheprovider", "--hypothesis-profile=mutation", "-m", "not slow and not gpu"]
     status = pytest.main([*plain, *tests], plugins=[loop])
     if not loop.killed:
