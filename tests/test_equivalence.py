@@ -332,7 +332,9 @@ def test_what_is_no_number_is_refused_by_its_name(call, name):
     assert str(caught.value) == f"{name}='x' must be numbers, each within the range of float64."
 
 
-STEADY = "no exponential schedule is equivalent to lr={}, weight_decay={}, momentum={}{}: lr * weight_decay = {} exceeds {} = {}. "
+STEADY = (
+    "no exponential schedule is equivalent to lr={}, weight_decay={}, momentum={}{}: lr * weight_decay = {} exceeds {} = {}. "
+)
 
 
 @pytest.mark.parametrize(

@@ -325,9 +325,7 @@ def test_rescaling_leaves_groups_alone_that_do_not_convert():
     assert torch.equal(third, kept) and [net[2].eps, net[5].eps] == [16e-5, 1e-3]
 
 
-TOO_LARGE = (
-    "takes weights, the variance that a norm sees, or learning rate out of the range of their dtype: use a smaller one."
-)
+TOO_LARGE = "takes weights, the variance that a norm sees, or learning rate out of the range of their dtype: use a smaller one."
 TOO_SMALL = "takes learning rate or weight decay out of the range of floats: use a larger one."
 
 

@@ -1,4 +1,4 @@
-"""Mutation testing: would a test notice if the core of the library were wrong? python -m tools.mutation [MODULE ...]
+"""Mutation testing, to see whether a test would notice if the core were wrong: python -m tools.mutation explr.optim.
 
 mutmut writes the mutants of a module: in each, one operator, number, word or argument of a function is another. Every mutant is
 run against the tests that reach its function, the quickest first, until one fails, which kills it. All this happens within one
@@ -31,7 +31,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -47,7 +46,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-FOUND = ROOT / "_build" / "mutation.json"  # the survivors of the last run, for --again
+FOLDER = ROOT / "_build" / "mutation"
+FOUND = FOLDER / "survivors.json"  # of the last run, for --again
 LEAST = 0.95
 NUMBERS = (
     "tests/test_equivalence.py",
@@ -113,22 +113,17 @@ def mutate(module: str) -> Mutated:
     return Mutated(made.code, mutants)
 
 
-class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder(importlib.abc.MetaPathFinder):
     """Gives the mutated sources in place of the modules."""
 
     def __init__(self, sources: dict[str, str]) -> None:
-        self.sources = sources
+        self.paths = {module: FOLDER / f"{module}.py" for module in sources}
+        for module, path in self.paths.items():
+            path.write_text(sources[module], encoding="utf-8")
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """Return a spec for a module that is mutated."""
-        origin = str(ROOT / f"{name.replace('.', '/')}.py")
-        return importlib.machinery.ModuleSpec(name, self, origin=origin) if name in self.sources else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the mutated source."""
-        assert module.__spec__ is not None and module.__spec__.origin is not None
-        module.__file__ = module.__spec__.origin
-        exec(compile(self.sources[module.__name__], module.__file__, "exec"), module.__dict__)
+        return importlib.util.spec_from_file_location(name, self.paths[name]) if name in self.paths else None
 
 
 class Loop:
@@ -224,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.sample and options.sample < len(names):
             names = random.Random(options.seed).sample(names, options.sample)
         chosen |= {name: one.mutants[name] for name in names if not options.again or one.mutants[name] in last}
-    sys.meta_path.insert(0, Importer({module: one.source for module, one in mutated.items()}))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    sys.meta_path.insert(0, Finder({module: one.source for module, one in mutated.items()}))
     loop = Loop(list(chosen), options.seconds)
     tests = options.tests or dict.fromkeys(test for module in modules for test in MODULES[module])
     plain = ["-q", "--tb=native", "-p", "no:cacheprovider", "--hypothesis-profile=mutation", "-m", "not slow and not gpu"]
@@ -233,7 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(status) or 1
     known = equivalents()
     survivors = [chosen[name] for name, killed in loop.killed.items() if not killed and chosen[name] not in known]
-    FOUND.parent.mkdir(exist_ok=True)
     FOUND.write_text(json.dumps(survivors, ensure_ascii=False, indent=1), encoding="utf-8")
     for mutant in survivors:
         print(f"\n{mutant.module} {mutant.function}\n- {mutant.was}\n+ {mutant.now}")
