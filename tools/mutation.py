@@ -20,6 +20,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from _pytest.runner import runtestprotocol
 from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.mutation.trampoline import set_mutant_under_test
@@ -57,18 +59,28 @@ NUMBERS = (
     "tests/test_twins.py::test_nothing_cancels_where_decay_is_tiny",
     "tests/test_twins.py::test_without_decay_nothing_changes",
     "tests/test_twins.py::test_the_bound_of_nesterov_momentum_is_sharp",
-    "tests/test_twins.py::test_bad_input_gets_one_error_that_restates_it",
 )
-NORMS = ("tests/test_norms.py", "tests/test_groups.py")
-NETWORKS = ("tests/test_symmetry.py", "tests/test_optim.py", "tests/test_twins.py", "tests/test_loops.py")
+NETWORKS = ("tests/test_norms.py", "tests/test_groups.py")
 PROVER = ("tests/invariance/test_invariance.py", "tests/invariance/test_soundness.py", "tests/invariance/test_shifts.py")
+LONG = (  # and left out
+    "tests/test_equivalence.py::test_a_million_steps_convert",
+    "tests/test_optim.py::test_explr_yields_the_rates_of_convert_over_a_long_run",
+    "tests/test_optim.py::test_converted_run_computes_the_same_functions",
+    "tests/test_optim.py::test_that_check_catches",
+    "tests/test_loops.py::test_a_loop_computes_the_same",
+    "tests/invariance/test_soundness.py::test_no_claim_about_a_random_network_is_false",
+    "tests/invariance/test_soundness.py::test_the_fuzz_script_counts",
+    "tests/invariance/test_invariance.py::test_every_claim_about_a_random_network_is_true",
+    "tests/invariance/test_invariance.py::test_the_model_and_the_random_state_stay_as_they_are",
+    "tests/invariance/test_invariance.py::test_lemma_1",
+)
 MODULES = {  # and their tests
     "explr.equivalence": NUMBERS,
     "explr.recursions": NUMBERS,
-    "explr.symmetry": NORMS,
-    "explr.groups": NORMS,
-    "explr.scaling": NORMS,
-    "explr.optim": NETWORKS,
+    "explr.symmetry": NETWORKS,
+    "explr.groups": NETWORKS,
+    "explr.scaling": NETWORKS,
+    "explr.optim": ("tests/test_optim.py", "tests/test_loops.py", *NETWORKS),
     "explr.invariance.degrees": PROVER,
     "explr.invariance.calls": PROVER,
     "explr.invariance.rulebook": PROVER,
@@ -139,27 +151,24 @@ class Loop:
         if session.config.option.collectonly or session.testsfailed:
             return True
         reached: dict[str, list[tuple[float, pytest.Item]]] = defaultdict(list)
-        set_mutant_under_test("stats")
-        for item in session.items:
-            state()._stats.clear()
-            took = -time.process_time()
-            if not passes(item):
+        for item, (took, functions) in zip(session.items, study(session.items), strict=True):
+            if took is None:
                 raise pytest.UsageError(f"{item.nodeid} fails without any mutant")
-            took += time.process_time()
-            for function in state()._stats:
+            for function in functions:
                 reached[function].append((took, item))
-        set_mutant_under_test("")
         for tests in reached.values():
             tests.sort(key=lambda pair: pair[0])
         gc.freeze()  # else each fork would copy what a collection touches
+        if not survives("", session.items, math.inf):
+            raise pytest.UsageError("tests that passed fail in a fork, or when they run again, without any mutant")
         for number, mutant in enumerate(self.mutants, 1):
             tests, spent = [], 0.0
             for took, item in reached[mutant.rpartition("__mutmut_")[0]]:
-                spent += took
-                if spent > self.seconds and tests:
+                if spent + took > self.seconds and tests:
                     break
+                spent += took
                 tests.append(item)
-            self.killed[mutant] = not survives(mutant, tests, self.seconds)
+            self.killed[mutant] = not survives(mutant, tests, spent)
             if number % 20 == 0 or number == len(self.mutants):
                 print(f"{number} of {len(self.mutants)}, {sum(self.killed.values())} killed", file=sys.__stderr__, flush=True)
         return True
@@ -170,8 +179,56 @@ def passes(item: pytest.Item) -> bool:
     return all(report.passed or report.skipped for report in runtestprotocol(item, nextitem=None, log=False))
 
 
+Study = tuple[float | None, list[str]]  # what a test takes, or None if it fails, and the functions that it reaches
+
+
+def study(items: Sequence[pytest.Item]) -> list[Study]:
+    """Run each test once.
+
+    After the first backward pass of torch no fork of a process can have another. So tests that have one run in a fork; those
+    without run here, and leave what they import and cache to the forks of the mutants.
+    """
+    engine, needs_engine = torch.autograd._engine_run_backward, []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        needs_engine.append(True)
+        raise RuntimeError("a backward pass")
+
+    torch.autograd._engine_run_backward = refuse
+    studies: dict[int, Study] = {}
+    for index, item in enumerate(items):
+        found = study_one(item)
+        if not needs_engine:
+            studies[index] = found
+        needs_engine.clear()
+    torch.autograd._engine_run_backward = engine
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        rest = {index: study_one(item) for index, item in enumerate(items) if index not in studies}
+        with os.fdopen(write, "w") as pipe:
+            json.dump(rest, pipe)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        studies |= {int(index): tuple(found) for index, found in json.load(pipe).items()}
+    os.waitpid(child, 0)
+    return [studies[index] for index in range(len(items))]
+
+
+def study_one(item: pytest.Item) -> Study:
+    """Run a test, and note what it takes and what it reaches."""
+    set_mutant_under_test("stats")
+    state()._stats.clear()
+    start = time.process_time()
+    passed = passes(item)
+    took = time.process_time() - start
+    set_mutant_under_test("")
+    return took if passed else None, sorted(state()._stats)
+
+
 def survives(mutant: str, tests: Sequence[pytest.Item], seconds: float) -> bool:
-    """Tell whether all tests pass with a mutant, in a process of its own; one that hangs or takes all memory does not."""
+    """Tell whether tests that take so many seconds pass with a mutant, in a process of its own; one that hangs does not."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -179,10 +236,11 @@ def survives(mutant: str, tests: Sequence[pytest.Item], seconds: float) -> bool:
             gc.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-            most = round(10 * seconds) + 10
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
-            resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
-            signal.alarm(20 * most)
+            if mutant:
+                most = round(3 * seconds) + 5
+                resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+                resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+                signal.alarm(60 * most)
             set_mutant_under_test(mutant)
             status = 0 if all(map(passes, tests)) else 1
         finally:
@@ -200,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Test the mutants of modules, and print a line for each module and each survivor."""
     parser = argparse.ArgumentParser(description="Run the tests against mutants of the library.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; default: all")
-    parser.add_argument("--seconds", type=float, default=10.0, help="processor time for the tests of a mutant (10)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="processor time for the tests of a mutant (5)")
     parser.add_argument("--sample", type=int, help="this many mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (0)")
     parser.add_argument("--again", action="store_true", help="only the survivors of the last run")
@@ -224,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loop = Loop(list(chosen), options.seconds)
     tests = options.tests or dict.fromkeys(test for module in modules for test in MODULES[module])
     plain = ["-q", "--tb=native", "-p", "no:cacheprovider", "--hypothesis-profile=mutation", "-m", "not slow and not gpu"]
+    plain += [f"--deselect={test}" for test in LONG]
     status = pytest.main([*plain, *tests], plugins=[loop])
     if not loop.killed:
         return int(status) or 1
