@@ -145,8 +145,7 @@ def split(group: Group, chosen: set[int]) -> Group | None:
 
 def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Family) -> bool:
     """Tell whether the optimizer still has what it keeps of earlier gradients, by a look at one parameter."""
-    parameter = next(filter(trains, group["params"]), None)
-    state = {} if parameter is None else optimizer.state.get(parameter, {})
+    state = optimizer.state.get(next(filter(trains, group["params"]), None), {})
     return (
         "exp_avg" in state if isinstance(family, AdamW) else not group["momentum"] or state.get("momentum_buffer") is not None
     )
@@ -168,7 +167,7 @@ def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family
             f"the parameters of group {index} have taken different numbers of steps, some perhaps none: no one recursion fits "
             "them. Put those that started later into a group of their own."
         )
-    return family.start(max(done, default=0))
+    return family.start(max(done, default=None))
 
 
 def smallest_dtype(group: Group) -> torch.dtype:

@@ -102,6 +102,7 @@ def test_norms_that_keep_no_statistics_have_an_eps_to_scale():
     assert [net[2].eps, net[5].eps] == pytest.approx([16e-5, 9e-3])
     assert norms.largest_statistic([2.0, 3.0]) == 16.0  # a variance that is taken to be of order one
     assert norms.largest_statistic([1.0, 5.0]) == 25.0
+    assert norms.largest_statistic([0.5, 0.5]) == 0.25
 
 
 def test_the_largest_statistic_is_a_mean_a_variance_or_an_eps():
@@ -215,6 +216,12 @@ def test_an_eps_that_cannot_follow_is_named_in_a_warning(norm, name):
     ]
 
 
+def test_all_that_cannot_follow_are_named():
+    net = nn.Sequential(nn.Linear(5, 8, bias=False), BatchOnly(), nn.Linear(8, 8, bias=False), BatchOnly())
+    with pytest.warns(UserWarning, match="statistics of 1, 3 are not where"):
+        Norms(net, [torch.ones(4, 5)])
+
+
 def test_a_norm_that_is_the_model_is_called_so():
     class Whole(HandWritten):
         def __init__(self):
@@ -281,6 +288,18 @@ def test_example_inputs_are_used_as_they_are():
     assert str(caught.value) == said
 
 
+def unguessable():
+    layers = nn.Conv1d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(16, 3).requires_grad_(False)
+    return nn.Sequential(*layers, nn.LayerNorm(3, elementwise_affine=False, eps=2.0**-10))
+
+
+def test_a_batch_that_was_guessed_wrongly_is_named():
+    with pytest.raises(ExplrError) as caught:
+        Norms(unguessable())
+    said = "The batch, of shape (16, 1, 32), was guessed: give example_inputs, what the model is called with."
+    assert str(caught.value).endswith(f" {said}") and len(str(caught.value)) > len(said) + 20
+
+
 def test_a_power_of_two_is_taken_out_of_an_exponential_exactly():
     for power in (0.0, 1e-9, -3.7, 88.0, 700.0, math.log(2), 10 * math.log(2)):
         assert exact_exp(power) == pytest.approx(math.exp(power), rel=1e-13)
@@ -325,6 +344,22 @@ def test_rescaling_leaves_groups_alone_that_do_not_convert():
     assert torch.equal(third, kept) and [net[2].eps, net[5].eps] == [16e-5, 1e-3]
 
 
+def test_rescaling_takes_the_inputs_that_it_is_given():
+    net = unguessable()
+    net[2].bias.data.zero_()
+    rescale(net, sgd(net), 2.0, torch.ones(4, 1, 10))
+    assert net[3].eps == 2.0**-8
+
+
+def test_where_nothing_converts_there_is_nothing_to_rescale():
+    net = layer_norm()
+    for groups in ([{"params": [net[0].weight], "scale_invariant": False}], [net[0].weight.requires_grad_(False)]):
+        with pytest.raises(ExplrError) as caught:
+            rescale(net, torch.optim.SGD(groups, lr=0.5), 2.0)
+        said = "no group of the optimizer that converts has a parameter that trains: there is nothing to rescale."
+        assert str(caught.value) == said
+
+
 TOO_LARGE = "takes weights, the variance that a norm sees, or learning rate out of the range of their dtype: use a smaller one."
 TOO_SMALL = "takes learning rate or weight decay out of the range of floats: use a larger one."
 
@@ -367,13 +402,19 @@ def test_a_factor_that_is_just_in_range_is_taken(factor):
     assert optimizer.param_groups[0]["lr"] == 1e-3 * factor**2
 
 
-def test_the_largest_weight_may_reach_the_largest_number_but_not_pass_it():
+def test_the_largest_weight_stays_below_the_largest_number():
     net = layer_norm(torch.float64)
     with torch.no_grad():
         net[0].weight[1, 2] = -(2.0**1000)
     optimizer = torch.optim.AdamW([net[0].weight], lr=1e-300)
     with pytest.raises(ExplrError, match="smaller one"):
         rescale(net, optimizer, 2.0**24)
+    with torch.no_grad():
+        net[0].weight[2, 2] = torch.finfo(torch.float64).max / 2**23
+    with pytest.raises(ExplrError, match="smaller one"):
+        rescale(net, optimizer, 2.0**23)
+    with torch.no_grad():
+        net[0].weight[2, 2] = 0.0
     rescale(net, optimizer, 2.0**23)
     assert net[0].weight[1, 2].item() == -(2.0**1023)
 

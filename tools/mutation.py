@@ -6,9 +6,9 @@ pytest session, which forks for each mutant, so that a mutant costs what its tes
 a mutant only as many are run as take ``--seconds`` of processor time together: a mutant that outlives them counts as a
 survivor, and the rate of killed mutants is at least what is printed.
 
-Not mutated are decorated functions (properties among them), what stands outside of functions, and lines that are nothing but
-prose, pieces of messages (pyproject.toml). Survivors that compute the same as the original are listed in tools/mutation.toml,
-each with the reason.
+Not mutated are decorated functions (properties among them), what stands outside of functions, lines that are nothing but prose,
+pieces of messages (pyproject.toml), and the ``strict=True`` of zip, which only says that lengths agree. Survivors that compute
+the same as the original are listed in tools/mutation.toml, each with the reason.
 """
 
 from __future__ import annotations
@@ -116,11 +116,13 @@ def mutate(module: str) -> Mutated:
         text = textwrap.dedent("\n".join(lines[span.start - 1 : span.end]))
         return [line.strip() for line in text.replace(name, "f").splitlines()]
 
-    mutants = {}
+    mutants: dict[str, Mutant] = {}
     for name in made.mutant_names:
         function = name.rpartition("__mutmut_")[0]
         changes = list(difflib.ndiff(body(f"{function}__mutmut_orig"), body(name)))
         was, now = ("\n".join(line[2:] for line in changes if line.startswith(sign)) for sign in "-+")
+        if now in {was.replace("strict=True", other) for other in ("strict=None", "strict=False", "")}:
+            continue
         mutants[f"{module}.{name}"] = Mutant(module, function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", "."), was, now)
     return Mutated(made.code, mutants)
 
