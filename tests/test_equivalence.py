@@ -366,6 +366,16 @@ STEADY = (
             lambda: convert([0.1], 0.1, nesterov=True),
             "nesterov=True needs a positive momentum and dampening=0, as in torch.optim.SGD.",
         ),
+        (
+            lambda: convert([0.1], 0.1, dampening=1.0),
+            "dampening=1.0 at step 0: dampening must be finite and below 1; 0 is usual.",
+        ),
+        (lambda: convert_adamw([0.1], 0.1, (0.9,)), "betas=(0.9,) must be two: (0.9, 0.999) are usual."),
+        (lambda: convert_adamw([0.1], 0.1, 0.9), "betas=0.9 must be two: (0.9, 0.999) are usual."),
+        (
+            lambda: convert_adamw([0.1, 1.0], 1.0),
+            "no exponential schedule is equivalent to step 1: lr=1 with weight_decay=1 takes away all of the weights",
+        ),
         (lambda: convert_adamw([0.1], 0.1, (0.9, 1.0)), "betas[1]=1.0 at step 0: betas[1] must lie in [0, 1)."),
         (lambda: convert_adamw([0.1], 0.1, eps=math.inf), "eps=inf: eps must be finite and not negative."),
         (lambda: weight_decay_for(math.inf, 0.1), "growth=inf must be a finite factor per step, >= 1 (1.001 for a tenth"),

@@ -275,9 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutated = {module: mutate(module) for module in modules}
     chosen: dict[str, Mutant] = {}
     for one in mutated.values():
-        names = list(one.mutants)
-        if options.sample and options.sample < len(names):
-            names = random.Random(options.seed).sample(names, options.sample)
+        # At random even if it is all of them: those of a run that is interrupted (Ctrl-C) are a sample then.
+        names = random.Random(options.seed).sample(list(one.mutants), min(options.sample or math.inf, len(one.mutants)))
         chosen |= {name: one.mutants[name] for name in names if not options.again or one.mutants[name] in last}
     FOLDER.mkdir(parents=True, exist_ok=True)
     sys.meta_path.insert(0, Finder({module: one.source for module, one in mutated.items()}))
