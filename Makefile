@@ -18,7 +18,7 @@ export TQDM_DISABLE := 1
 export EXPLR_STATIC := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-notebooks test-libraries test-oldest coverage test-colab audit book check-book print lab notebooks format address clean
+.PHONY: help test test-notebooks test-libraries test-oldest coverage mutation test-colab audit book check-book print lab notebooks format address clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 16
@@ -57,6 +57,11 @@ test-oldest: ## the library's tests on the oldest Python and packages that it al
 coverage: $(VENV) ## lines and branches of the library that its tests reach; fails below 95 %
 	$(PARALLEL) -m "not browser" --cov=explr --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 	  --doctest-modules explr tests
+
+# tools.mutation is built on parts of mutmut that another version may not have.
+mutation: $(VENV) ## wrong versions of the library's core, of which its tests must find 95 %; takes an hour or two of one core
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutation $(MODULES)
 
 test-colab: $(VENV) ## notebooks in an environment like Colab's, with nothing of ours but the wheel; makes that environment
 	$(BIN)/python -m tools.colab $(NOTEBOOKS)

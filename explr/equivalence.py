@@ -229,10 +229,10 @@ def _run(family: Family, *columns: FloatArray) -> tuple[FloatArray, FloatArray, 
     memory = family.start()
     advance = family.advance
     shares, memories = [], [memory]
-    for step, settings in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for step, settings in enumerate(np.stack(columns, axis=1).tolist()):
         share, memory = advance(memory, *settings)
         if not share < 1.0:
-            raise no_twin(family, share, settings, step)
+            raise no_twin(family, share, tuple(settings), step)
         shares.append(share)
         memories.append(memory)
     states = np.array(memories).T
@@ -413,7 +413,7 @@ def adamw_steady_state(lr: float, weight_decay: float, betas: tuple[float, float
     """
     lr, weight_decay = one_float("lr", lr), one_float("weight_decay", weight_decay)
     convert_adamw([lr], weight_decay, betas)  # for its errors
-    beta1, beta2 = map(one_float, ("betas[0]", "betas[1]"), betas)
+    beta1, beta2 = (one_float("betas", beta) for beta in betas)
     decay = lr * weight_decay
     # Without cancellation: 1 - β α = (1 - β) + β (1 - α).
     shorter1, shorter2 = (1.0 - beta1) + beta1 * decay, (1.0 - beta2) + beta2 * decay * (2.0 - decay)
@@ -457,4 +457,4 @@ def _log_scale(shares: npt.ArrayLike) -> FloatArray:
     """Return log P before each step and after the last."""
     # A running sum over 10^6 steps in float64 would cost digits of the learning rate, which is its exponential.
     growth = np.cumsum(-np.log1p(-np.asarray(shares)), dtype=np.longdouble)
-    return np.concatenate([[0.0], growth.astype(np.float64)])
+    return np.concatenate([[0.0], growth], dtype=np.float64)

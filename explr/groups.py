@@ -178,7 +178,7 @@ def memory_of(optimizer: torch.optim.Optimizer, index: int, group: Group, family
             f"the parameters of group {index} have taken different numbers of steps, some perhaps none: no one recursion fits "
             "them. Put those that started later into a group of their own."
         )
-    return family.start(max(done, default=0))
+    return family.start(max(done, default=None))
 
 
 def smallest_dtype(group: Group) -> torch.dtype:

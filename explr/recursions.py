@@ -81,8 +81,8 @@ class HeavyBall:
 
     def settings(self, before: Numbers, after: Numbers, *settings: Numbers) -> dict[str, Numbers]:
         """Return the momentum and the dampening that came in."""
-        lr, _, momentum, dampening = settings
-        return {"log_factor": 0.0 * lr, "momentum": momentum, "dampening": dampening}
+        _, _, momentum, dampening = settings
+        return {"log_factor": 0.0, "momentum": momentum, "dampening": dampening}
 
     def bound(self, *settings: float) -> float:
         """Return (1 - √γ)² / τ."""

@@ -55,9 +55,11 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
         )
     power, groups = families[0].lr_power, list(filter(converts, optimizer.param_groups))
     weights = [list(filter(trains, group["params"])) for group in groups]
+    if not any(weights):
+        raise ExplrError("no group of the optimizer that converts has a parameter that trains: there is nothing to rescale.")
     norms = Norms(model, example_inputs or None)
     norms.choose(weights)
-    largest = max([float(p.detach().abs().max()) * factor for group in weights for p in group], default=0.0)
+    largest = max(float(p.detach().abs().max()) * factor for group in weights for p in group)
     smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
     growth = factor * factor if power == 2 else factor  # of the learning rate
     rates = [float(group["lr"]) * growth for group in groups]

@@ -149,7 +149,7 @@ class Norms:
         """Scale running means and variances as if the weights of each group had been multiplied by its factor."""
         for path, layer in self.layers.items():
             mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-            if mean is not None and variance is not None:
+            if mean is not None:
                 factor = self._factor(path, factors)
                 mean.mul_(factor)
                 variance.mul_(factor * factor)

@@ -9,7 +9,17 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from explr import ExplrError, characteristic_root, convert, growth_rate, texp, weight_decay_for
+from explr import (
+    ExplrError,
+    adamw_steady_state,
+    characteristic_root,
+    convert,
+    convert_adamw,
+    growth_rate,
+    texp,
+    weight_decay_for,
+)
+from explr.equivalence import Schedule, _log_scale, advance
 
 getcontext().prec = 60
 
@@ -207,20 +217,191 @@ def test_bad_input_gets_one_error_that_restates_it(call, parts):
 
 
 @pytest.mark.parametrize(
-    "lrs",
+    "form",
     [
-        torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True),
-        np.array([0.5, 0.25], dtype=np.float32),
-        iter([0.5, 0.25]),
-        (0.5, 0.25),
+        lambda lrs: torch.tensor(lrs, dtype=torch.bfloat16, requires_grad=True),
+        lambda lrs: np.array(lrs, dtype=np.float32),
+        iter,
+        tuple,
     ],
     ids=["tensor", "float32 array", "iterator", "tuple"],
 )
-def test_numbers_may_come_in_any_form_and_are_worked_with_in_float64(lrs):
-    np.testing.assert_array_equal(convert(lrs, 5e-4, 0.9).log_lr, convert([0.5, 0.25], 5e-4, 0.9).log_lr)
+def test_numbers_may_come_in_any_form_and_are_worked_with_in_float64(form):
+    np.testing.assert_array_equal(convert(form([0.5, 0.25]), 5e-4, 0.9).log_lr, convert([0.5, 0.25], 5e-4, 0.9).log_lr)
     root = characteristic_root(np.float32(0.5), torch.tensor(0.25), 0.0)
     assert type(root) is float and root == characteristic_root(0.5, 0.25)
 
 
 def test_advice_on_momentum_in_the_error_works():
     characteristic_root(0.8, 0.005, 0.877)
+
+
+def with_log_lr(*values):
+    return Schedule(np.array(values), np.zeros(len(values) + 1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.bfloat16, np.float32, "float64", torch.float64])
+def test_the_largest_number_of_a_dtype_does_not_overflow_and_the_next_rate_does(dtype):
+    largest = math.log(torch.finfo(getattr(torch, getattr(dtype, "__name__", str(dtype)).removeprefix("torch."))).max)
+    assert with_log_lr(largest, -largest).first_overflow(dtype) is None
+    assert with_log_lr(0.0, largest, largest + 1e-12, 2e3).first_overflow(dtype) == 2
+
+
+def test_without_momentum_named_none_is_meant():
+    assert characteristic_root(0.5, 0.5) == characteristic_root(0.5, 0.5, 0.0) == 0.75
+    assert growth_rate(0.5, 0.5) == growth_rate(0.5, 0.5, 0.0, steps=1.0) == pytest.approx(16 / 9, rel=1e-15)
+
+
+@pytest.mark.parametrize("steps, growth", [(0, 1.0), (0.5, 4 / 3), (1, 16 / 9), (3, (16 / 9) ** 3)])
+def test_growth_over_any_time_is_a_power_of_that_over_a_step(steps, growth):
+    assert growth_rate(0.5, 0.5, steps=steps) == pytest.approx(growth, rel=1e-15)
+
+
+def test_the_largest_growth_is_the_largest_number():
+    assert growth_rate(1.0, 0.5, steps=512) == pytest.approx(1.797693134862273e308, rel=1e-12)  # 2**1024, rounded down
+    with pytest.raises(ExplrError, match="too large for float64"):
+        growth_rate(1.0, 0.5, steps=512.0000001)
+
+
+def test_where_the_two_roots_meet_everything_is_defined():
+    assert characteristic_root(1.0, 0.25, 0.25) == 0.5
+    assert growth_rate(1.0, 0.25, 0.25) == pytest.approx(4.0, rel=1e-15)
+    assert weight_decay_for(4.0, 1.0, 0.25) == pytest.approx(0.25, rel=1e-15)
+    assert weight_decay_for(1.0, 0.1, 0.9) == 0.0
+
+
+def test_the_closed_form_says_with_which_momentum_it_runs():
+    schedule = texp([0.1, 0.01], [2, 3], 5e-4, 0.9)
+    assert (schedule.momentum.tolist(), schedule.dampening.tolist()) == ([0.9] * 5, [0.0] * 5)
+    np.testing.assert_allclose(np.diff(schedule.log_scale)[:2], -math.log(characteristic_root(0.1, 5e-4, 0.9)), rtol=1e-12)
+    assert schedule.log_scale.shape == (6,) and schedule.log_scale[0] == 0.0
+
+
+def test_adamw_settles_to_what_the_formulas_say():
+    state = adamw_steady_state(0.5, 0.5, (0.5, 0.75))
+    assert state.growth == 1 / 0.75 and state.betas == (0.375, 0.421875)
+    assert state.factor == pytest.approx(0.5 / 0.625 * math.sqrt(0.578125 / 0.25), rel=1e-15)
+    assert adamw_steady_state(1e-3, 0.1) == adamw_steady_state(1e-3, 0.1, (0.9, 0.999))
+    assert adamw_steady_state(0.5, 0.0).betas == (0.9, 0.999) and adamw_steady_state(0.5, 0.0).growth == 1.0
+
+
+def test_a_step_of_the_recursion_is_that_of_a_buffer_under_way():
+    assert advance(0.5, 0.25, 0.5, 0.5, step=0) == (0.1875, 0.75 / 0.8125)
+    for lr in (2.0, 3.0):  # all of the weights, and more
+        with pytest.raises(ExplrError) as caught:
+            advance(0.0, lr, 0.5, 0.5, step=9)
+        assert f"step 9: lr={lr:g} with weight_decay=0.5, momentum=0.5 takes" in str(caught.value)
+        assert f"a share of {lr / 2:g};" in str(caught.value)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="the longest float here is float64")
+def test_a_long_sum_of_logs_loses_nothing():
+    shares = np.random.default_rng(0).uniform(0, 1e-3, 200_000)
+    scale = _log_scale(shares)
+    assert scale.dtype == np.float64
+    assert scale[-1] == pytest.approx(math.fsum(-np.log1p(-shares)), rel=3e-16)
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda bad: convert(bad, 0.1), "lrs"),
+        (lambda bad: convert([0.1], bad), "weight_decay"),
+        (lambda bad: convert([0.1], 0.1, bad), "momentum"),
+        (lambda bad: convert([0.1], 0.1, dampening=bad), "dampening"),
+        (lambda bad: convert_adamw(bad, 0.1), "lrs"),
+        (lambda bad: convert_adamw([0.1], bad), "weight_decay"),
+        (lambda bad: convert_adamw([0.1], 0.1, (bad, 0.9)), "betas[0]"),
+        (lambda bad: convert_adamw([0.1], 0.1, (0.9, bad)), "betas[1]"),
+        (lambda bad: convert_adamw([0.1], 0.1, eps=bad), "eps"),
+        (lambda bad: texp(bad, [1], 0.1), "phase_lrs"),
+        (lambda bad: texp([0.1], [1], bad), "weight_decay"),
+        (lambda bad: texp([0.1], [1], 0.1, bad), "momentum"),
+        (lambda bad: characteristic_root(bad, 0.1), "lr"),
+        (lambda bad: characteristic_root(0.1, bad), "weight_decay"),
+        (lambda bad: characteristic_root(0.1, 0.1, bad), "momentum"),
+        (lambda bad: growth_rate(0.1, 0.1, steps=bad), "steps"),
+        (lambda bad: weight_decay_for(bad, 0.1), "growth"),
+        (lambda bad: weight_decay_for(1.1, bad), "lr"),
+        (lambda bad: weight_decay_for(1.1, 0.1, bad), "momentum"),
+        (lambda bad: adamw_steady_state(bad, 0.1), "lr"),
+        (lambda bad: adamw_steady_state(0.1, bad), "weight_decay"),
+        (lambda bad: adamw_steady_state(0.1, 0.1, (bad, 0.9)), "betas[0]"),
+        (lambda bad: adamw_steady_state(0.1, 0.1, (0.9, bad)), "betas[1]"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_its_name(call, name):
+    with pytest.raises(ExplrError) as caught:
+        call("x")
+    assert str(caught.value) == f"{name}='x' must be numbers, each within the range of float64."
+
+
+STEADY = (
+    "no exponential schedule is equivalent to lr={}, weight_decay={}, momentum={}{}: lr * weight_decay = {} exceeds {} = {}. "
+)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: characteristic_root(1.0, 0.5, 0.25),
+            STEADY.format(1.0, 0.5, 0.25, "", 0.5, "(1 - sqrt(momentum))**2", 0.25)
+            + "Lower lr or weight_decay, or use momentum <= 0.085.",
+        ),
+        (
+            lambda: characteristic_root(1.0, 0.5, 0.25, nesterov=True),
+            STEADY.format(1.0, 0.5, 0.25, ", nesterov=True", 0.5, "((1 - momentum) / (1 + momentum))**2", 0.36)
+            + "Lower lr or weight_decay, or use momentum <= 0.171.",
+        ),
+        (
+            lambda: characteristic_root(1.0, 1.0, 0.25),
+            STEADY.format(1.0, 1.0, 0.25, "", 1, "(1 - sqrt(momentum))**2", 0.25) + "Lower lr or weight_decay.",
+        ),
+        (
+            lambda: characteristic_root(1.0, 1.5),
+            STEADY.format(1.0, 1.5, 0.0, "", 1.5, "(1 - sqrt(momentum))**2", 1) + "Lower lr or weight_decay.",
+        ),
+        (
+            lambda: convert([0.1], 0.1, dampening=-math.inf),
+            "dampening=-inf at step 0: dampening must be finite and below 1; 0 is usual.",
+        ),
+        (
+            lambda: convert([0.1], 0.1, nesterov=True),
+            "nesterov=True needs a positive momentum and dampening=0, as in torch.optim.SGD.",
+        ),
+        (
+            lambda: convert([0.1], 0.1, dampening=1.0),
+            "dampening=1.0 at step 0: dampening must be finite and below 1; 0 is usual.",
+        ),
+        (lambda: convert_adamw([0.1], 0.1, (0.9,)), "betas=(0.9,) must be two: (0.9, 0.999) are usual."),
+        (lambda: convert_adamw([0.1], 0.1, 0.9), "betas=0.9 must be two: (0.9, 0.999) are usual."),
+        (
+            lambda: convert_adamw([0.1, 1.0], 1.0),
+            "no exponential schedule is equivalent to step 1: lr=1 with weight_decay=1 takes away all of the weights",
+        ),
+        (lambda: convert_adamw([0.1], 0.1, (0.9, 1.0)), "betas[1]=1.0 at step 0: betas[1] must lie in [0, 1)."),
+        (lambda: convert_adamw([0.1], 0.1, eps=math.inf), "eps=inf: eps must be finite and not negative."),
+        (lambda: weight_decay_for(math.inf, 0.1), "growth=inf must be a finite factor per step, >= 1 (1.001 for a tenth"),
+        (lambda: growth_rate(0.1, 0.1, steps=math.inf), "steps=inf must be finite and not negative."),
+        (
+            lambda: weight_decay_for(2.0, 5e-324),
+            "at lr=5e-324 the weight decay of growth=2.0 is too large for float64: use a larger lr.",
+        ),
+        (
+            lambda: with_log_lr(0.0).first_overflow("int8"),
+            "unknown dtype 'int8': use one of float16, bfloat16, float32, float64.",
+        ),
+    ],
+)
+def test_a_refusal_names_the_values_the_bound_and_a_way_out(call, message):
+    with pytest.raises(ExplrError) as caught:
+        call()
+    assert str(caught.value).startswith(message)
+
+
+def test_the_momentum_that_a_refusal_advises_converts_and_little_more_does_not():
+    for nesterov, momentum in ((False, 0.085), (True, 0.171)):
+        characteristic_root(1.0, 0.5, momentum, nesterov=nesterov)
+        with pytest.raises(ExplrError):
+            characteristic_root(1.0, 0.5, momentum + 1e-3, nesterov=nesterov)

@@ -359,3 +359,16 @@ def test_a_notebook_without_a_title_is_refused():
     del notebook.cells[0]
     with pytest.raises(ValueError, match="begins with its title"):
         normalised(notebook)
+
+
+# ---- mutants
+
+EQUIVALENT = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text(encoding="utf-8"))["equivalent"]
+
+
+@pytest.mark.parametrize("entry", EQUIVALENT, ids=lambda entry: f"{entry['module']}-{entry['function']}")
+def test_a_mutant_that_is_known_to_be_equivalent_is_of_a_line_that_is_there(entry):
+    path = ROOT / f"{entry['module'].replace('.', '/')}.py"
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    assert entry["was"] != entry["now"] and len(entry["why"]) > 5
+    assert all(line in lines for line in entry["was"].splitlines())

@@ -1,0 +1,678 @@
+"""ExpLR on a few weights with gradients that are given: what it sets, what it says, and what it refuses, word for word."""
+
+import copy
+import logging
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from explr import ExpLR, ExplrError, convert, convert_adamw
+from explr.optim import MARK, has_explr
+
+
+def weights(count=1, dtype=torch.float64):
+    return [nn.Parameter(torch.full((2,), 3.0, dtype=dtype)) for _ in range(count)]
+
+
+def sgd(*groups, **options):
+    groups = groups or ({"params": weights()},)
+    marked = [{"scale_invariant": True, **group} for group in groups]
+    return torch.optim.SGD(marked, **{"lr": 0.5, "momentum": 0.5, "weight_decay": 0.0625, **options})
+
+
+def adamw(**options):
+    marked = [{"params": weights(), "scale_invariant": True}]
+    return torch.optim.AdamW(marked, **{"lr": 0.5, "betas": (0.5, 0.75), "eps": 0.25, "weight_decay": 0.0625, **options})
+
+
+def update(optimizer, *having, gradient=1.0):
+    """Take a step with the same gradient everywhere, or only where it is said."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            has = p.requires_grad and (not having or any(p is other for other in having))
+            p.grad = torch.full_like(p, gradient) if has else None
+    optimizer.step()
+
+
+def run(optimizer, scheduler, steps):
+    """Return rate and log of the theorem's rate before each update."""
+    seen = []
+    for _ in range(steps):
+        seen.append((optimizer.param_groups[0]["lr"], scheduler.log_lr[0]))
+        update(optimizer)
+        scheduler.step()
+    return seen
+
+
+def refusal(call):
+    with pytest.raises(ExplrError) as caught:
+        call()
+    return str(caught.value)
+
+
+def numbers(optimizer, scheduler):
+    return optimizer.state_dict()["param_groups"], scheduler.state_dict()
+
+
+def group_of(optimizer, *names, index=0):
+    return [optimizer.param_groups[index][name] for name in names]
+
+
+# ---- what it sets
+
+
+def test_the_rates_of_sgd_are_those_of_convert():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2, 0.5))
+    schedule = convert([0.5, 0.5, 0.25, 0.25, 0.125], 0.0625, 0.5)
+    for step in range(5):
+        assert scheduler.log_lr == pytest.approx([schedule.log_lr[step]], rel=1e-13)
+        assert scheduler.log_scale == pytest.approx([schedule.log_scale[step]], abs=1e-15)
+        assert scheduler.get_last_lr() == scheduler.get_lr() == group_of(optimizer, "lr") == scheduler.rates
+        assert group_of(optimizer, "lr") == pytest.approx([schedule.lr[step]], rel=1e-13)
+        assert group_of(optimizer, "weight_decay", "momentum", "dampening", MARK) == [0.0, 0.5, 0.0, step]
+        assert scheduler.lrs == [0.5 * 0.5 ** (step // 2)] and scheduler.updates == step
+        assert scheduler.believed[0] == {"lr": scheduler.lrs[0], "weight_decay": 0.0625, "momentum": 0.5, "dampening": 0.0}
+        assert scheduler.in_use == [{"weight_decay": 0.0, "momentum": 0.5, "dampening": 0.0}]
+        assert scheduler.gradient_scale == pytest.approx([math.exp(-schedule.log_scale[step])], rel=1e-13)
+        assert scheduler.exponents == [0]
+        update(optimizer)
+        scheduler.step()
+
+
+def test_momentum_and_dampening_of_nesterov_are_those_of_convert():
+    optimizer = sgd(nesterov=True)
+    scheduler = ExpLR(optimizer)
+    schedule = convert([0.5] * 4, 0.0625, 0.5, nesterov=True)
+    for step in range(4):
+        expected = [schedule.lr[step], schedule.momentum[step], schedule.dampening[step]]
+        assert group_of(optimizer, "lr", "momentum", "dampening") == pytest.approx(expected, rel=1e-12, abs=1e-15)
+        update(optimizer)
+        scheduler.step()
+
+
+def test_betas_and_eps_of_adamw_are_those_of_convert_adamw():
+    optimizer = adamw()
+    scheduler = ExpLR(optimizer)
+    schedule = convert_adamw([0.5] * 4, 0.0625, (0.5, 0.75), eps=0.25)
+    for step in range(4):
+        assert group_of(optimizer, "lr", "eps") == pytest.approx(
+            [schedule.lr[step], math.exp(schedule.log_eps[step])], rel=1e-13
+        )
+        assert optimizer.param_groups[0]["betas"] == pytest.approx(tuple(schedule.betas[step]), rel=1e-13)
+        assert scheduler.log_lr == pytest.approx([schedule.log_lr[step]], rel=1e-13)
+        update(optimizer)
+        scheduler.step()
+
+
+def test_a_group_that_does_not_decay_or_convert_keeps_what_it_has():
+    first, second, third = weights(3)
+    groups = {"params": [second], "weight_decay": 0.0}, {"params": [third], "scale_invariant": False, "momentum": 0.25}
+    optimizer = sgd({"params": [first]}, *groups)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5))
+    update(optimizer)
+    scheduler.step()
+    assert scheduler.converted == [True, False, False] and scheduler.scaled_parameters()[0][0] is first
+    assert [len(group) for group in scheduler.scaled_parameters()] == [1, 0, 0]
+    assert scheduler.log_scale[0] > 0 and scheduler.log_scale[1:] == [0.0, 0.0] and scheduler.gradient_scale[1:] == [1.0, 1.0]
+    assert scheduler.in_use[1:] == [
+        {"weight_decay": 0.0, "momentum": 0.5, "dampening": 0.0},
+        {"weight_decay": 0.0625, "momentum": 0.25, "dampening": 0.0},
+    ]
+    assert [group_of(optimizer, "lr", "weight_decay", index=i) for i in (1, 2)] == [[0.25, 0.0], [0.25, 0.0625]]
+    assert scheduler.log_lr[1:] == [math.log(0.25)] * 2 and scheduler.rates[1:] == [0.25, 0.25]
+    assert [MARK in group for group in optimizer.param_groups] == [True, False, False]
+
+
+def test_a_rate_of_0_is_one():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0)))
+    assert (group_of(optimizer, "lr"), scheduler.log_lr) == ([0.0], [-math.inf])
+    update(optimizer)
+    scheduler.step()
+    assert scheduler.log_lr == pytest.approx(convert([5e-324, 0.5], 0.0625, 0.5).log_lr[1:], rel=1e-13)
+
+
+def test_the_growth_goes_with_updates_and_the_schedule_with_step():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5))
+    schedule = convert([0.5] * 4, 0.0625, 0.5)
+    for step in range(4):
+        update(optimizer)
+        assert scheduler.log_scale == pytest.approx([schedule.log_scale[step + 1]], rel=1e-13)
+    assert scheduler.lrs == [0.5]
+    scheduler.step()
+    scheduler.step()
+    assert scheduler.lrs == [0.125] and scheduler.updates == 4
+
+
+def test_an_update_that_a_scaler_skipped_is_none():
+    optimizer = sgd({"params": weights(dtype=torch.float32)}, fused=True)
+    scheduler = ExpLR(optimizer)
+    for found_inf in (torch.tensor(1.0), torch.tensor(0.0), None):
+        optimizer.found_inf = found_inf
+        update(optimizer)
+    assert scheduler.updates == 2
+
+
+def test_an_epoch_wise_schedule_moves_at_every_so_many_calls():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5), steps_per_epoch=3)
+    seen = []
+    for _ in range(7):
+        seen.append(scheduler.lrs[0])
+        update(optimizer)
+        scheduler.step()
+    assert seen == [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+    update(optimizer)
+    update(optimizer)
+    assert refusal(scheduler.step) == (
+        "steps_per_epoch=3 is for a loop that calls step() after every update, but there were 2 since the last call: leave it "
+        "out where step() is called once an epoch."
+    )
+
+
+def test_a_long_run_loses_no_digit_of_the_growth():
+    optimizer = sgd(weight_decay=1e-4)
+    scheduler = ExpLR(optimizer)
+    for _ in range(3000):
+        update(optimizer)
+    exact = convert([0.5] * 3000, 1e-4, 0.5).log_scale[-1]
+    assert scheduler.log_scale[0] == pytest.approx(exact, rel=3e-16)
+
+
+def test_gradients_are_clipped_at_the_length_that_they_have_with_weight_decay():
+    first, second = weights(2)
+    optimizer = sgd({"params": [first]}, {"params": [second], "scale_invariant": False})
+    scheduler = ExpLR(optimizer)
+    for _ in range(5):
+        update(optimizer)
+    scale = scheduler.gradient_scale[0]
+    assert scale < 0.9
+    for norm_type, length in ((2.0, 5.0), (math.inf, 4.0), (1.0, 7.0)):
+        first.grad, second.grad = scale * torch.tensor([3.0, 0.0]).double(), torch.tensor([0.0, 4.0]).double()
+        assert float(scheduler.clip_grad_norm_(10.0, norm_type)) == pytest.approx(length, rel=1e-13)
+        assert float(first.grad[0]) == pytest.approx(3.0 * scale, rel=1e-13)
+        assert float(scheduler.clip_grad_norm_(1.0, norm_type)) == pytest.approx(length, rel=1e-13)
+        factor = 1.0 / (length + 1e-6)
+        assert [float(first.grad[0]), float(second.grad[1])] == pytest.approx([3 * scale * factor, 4 * factor], rel=1e-13)
+    first.grad = torch.tensor([3.0, 4.0]).double() * scale
+    second.grad = None
+    assert float(scheduler.clip_grad_norm_(1.0)) == pytest.approx(5.0, rel=1e-13)
+    first.grad = None
+    assert float(scheduler.clip_grad_norm_(1.0)) == 0.0
+
+
+def test_a_preview_is_the_run_and_leaves_everything_as_it_is():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2, 0.5))
+    run(optimizer, scheduler, 1)
+    before = copy.deepcopy(numbers(optimizer, scheduler))
+    ahead = scheduler.preview(5)
+    assert numbers(optimizer, scheduler) == before
+    assert ahead[0].tolist() == [log_lr for _, log_lr in run(optimizer, scheduler, 5)]
+    slower = scheduler.preview(4, updates_per_step=2)[0]
+    update(optimizer)
+    later = scheduler.preview(3, updates_per_step=2)[0]  # the first of two updates is taken
+    assert later.tolist() == slower[1:].tolist()
+
+
+@pytest.mark.parametrize("name, value", [("steps", 0), ("steps", 2.0), ("updates_per_step", 0), ("updates_per_step", "2")])
+def test_a_preview_of_no_number_of_updates_is_refused(name, value):
+    scheduler = ExpLR(sgd())
+    said = f"{name}={value!r} must be a number of updates, >= 1."
+    assert refusal(lambda: scheduler.preview(**{"steps": 1, name: value})) == said
+    assert len(scheduler.preview(1)[0]) == 1
+
+
+def test_a_schedule_that_ends_cannot_be_looked_ahead():
+    optimizer = sgd()
+    cycle = lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=5, cycle_momentum=False)
+    scheduler = ExpLR(optimizer, cycle)
+    assert len(scheduler.preview(5)[0]) == 5
+    said = refusal(lambda: scheduler.preview(9))
+    assert said.startswith("OneCycleLR cannot be looked ahead at 9 updates: Tried to step 6 times")
+
+
+# ---- states
+
+
+def test_a_state_is_complete_and_goes_on_with_every_number():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2, 0.5))
+    run(optimizer, scheduler, 3)
+    state = copy.deepcopy(scheduler.state_dict())
+    expected = run(optimizer, scheduler, 3)
+    other = sgd()
+    resumed = ExpLR(other, lr_scheduler.StepLR(other, 2, 0.5))
+    run(other, resumed, 3)
+    for _ in range(2):
+        update(other)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert run(other, resumed, 3) == expected
+    assert (state["scheduler"][0], state["eps"], state["families"]) == ("StepLR", None, ["HeavyBall"])
+
+
+def stateful(scheduler=True):
+    optimizer = sgd()
+    return optimizer, ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2) if scheduler else None)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"families": ["AdamW", "Nesterov"]}, "the state is of 2 parameter groups (AdamW, Nesterov), the optimizer has 1 "
+         "(HeavyBall): build the optimizer as it was built for the state."),
+        ({"in_use": [{"momentum": "x"}]}, "the state is damaged at in_use: load another one. Nothing has changed."),
+        ({"in_use": []}, "the state is damaged at in_use: load another one. Nothing has changed."),
+        ({"in_use": {}}, "the state is damaged at in_use: load another one. Nothing has changed."),
+        ({"scheduler": ["StepLR"]}, "the state is damaged at scheduler: load another one. Nothing has changed."),
+        ({"scheduler": "St"}, "the state is damaged at scheduler: load another one. Nothing has changed."),
+        ({"eps": {"norm": None}}, "the state is damaged at eps: load another one. Nothing has changed."),
+        ({"updates": "x", "dry": 1}, "the state is damaged at updates, dry: load another one. Nothing has changed."),
+        ({"eps": {"norm": 1e-5}}, "the state is of a run with model=: build ExpLR with model= to go on with it."),
+        ({"scheduler": ("CosineLR", {})}, "the state is of the wrapped scheduler CosineLR, this ExpLR has StepLR: wrap the "
+         "same kind."),
+        ({"scheduler": None}, "the state is of the wrapped scheduler None, this ExpLR has StepLR: wrap the same kind."),
+    ],
+)  # fmt: skip
+def test_a_state_that_does_not_fit_changes_nothing(change, message):
+    optimizer, scheduler = stateful()
+    run(optimizer, scheduler, 2)
+    before = copy.deepcopy(numbers(optimizer, scheduler))
+    assert refusal(lambda: scheduler.load_state_dict({**copy.deepcopy(before[1]), **change})) == message
+    assert numbers(optimizer, scheduler) == before
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"last_epoch": 1}])
+def test_what_is_no_state_is_refused(state):
+    said = "the state is not that of an ExpLR: it must come from ExpLR.state_dict()."
+    assert refusal(lambda: stateful()[1].load_state_dict(state)) == said
+
+
+def test_a_wrapped_scheduler_that_cannot_load_its_state_keeps_its_own():
+    class Strict(lr_scheduler.StepLR):
+        def load_state_dict(self, state_dict):
+            self.last_epoch = -7
+            super().load_state_dict({"last_epoch": state_dict["last_epoch"]})
+
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, Strict(optimizer, 2))
+    state = scheduler.state_dict()
+    said = refusal(lambda: scheduler.load_state_dict({**state, "scheduler": ["Strict", {}]}))
+    assert said == "the state of the wrapped Strict cannot be loaded (KeyError: 'last_epoch'). Nothing has changed."
+    assert scheduler.scheduler.last_epoch == 0
+
+
+def test_an_optimizer_s_state_under_explr_asks_for_explr_s():
+    optimizer, scheduler = stateful()
+    run(optimizer, scheduler, 2)
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    other = sgd()
+    other.load_state_dict(saved[0])
+    resumed = ExpLR(other, lr_scheduler.StepLR(other, 2))
+    assert refusal(lambda: update(other)) == (
+        "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
+        "scheduler.load_state_dict(...)."
+    )
+    resumed.load_state_dict(saved[1])
+    update(other)
+    resumed.step()
+    other.load_state_dict(saved[0])
+    assert refusal(lambda: update(other)) == (
+        "the optimizer was loaded with the state of update 2, ExpLR is at 3: load ExpLR's state too, "
+        "scheduler.load_state_dict(...)."
+    )
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: ExpLR("SGD"), "optimizer=str must be a torch.optim.Optimizer itself, before it is wrapped."),
+        (
+            lambda: ExpLR(sgd(), renormalize=True),
+            "renormalize=True needs model=: its running statistics must be rescaled with the weights.",
+        ),
+        (lambda: ExpLR(sgd(), steps_per_epoch=0), "steps_per_epoch=0 must be a number of steps, >= 1."),
+        (lambda: ExpLR(sgd(), steps_per_epoch="1"), "steps_per_epoch='1' must be a number of steps, >= 1."),
+        (lambda: ExpLR(sgd(), 3), "scheduler=3 is not a learning-rate scheduler: wrap functions in LambdaLR."),
+        (
+            lambda: ExpLR(sgd(), lr_scheduler.StepLR),
+            f"scheduler={lr_scheduler.StepLR!r} is not a learning-rate scheduler: wrap functions in LambdaLR.",
+        ),
+        (
+            lambda: ExpLR(sgd(), lr_scheduler.StepLR(sgd(), 2)),
+            "the scheduler to wrap belongs to another optimizer: build both on the same one.",
+        ),
+        (
+            lambda: ExpLR(sgd(weight_decay=0.5)),
+            "lr=0.5 with weight_decay=0.5 converts for some steps only, if it stays constant: lr * weight_decay must not "
+            "exceed 0.0857864. Lower one of them, or wrap the scheduler that lowers lr in time.",
+        ),
+        (lambda: ExpLR(sgd(lr=-0.0, dampening=1.0)), "parameter group 0 has dampening=1.0 at step 0: it must be below 1."),
+        (
+            lambda: ExpLR(sgd({"params": weights(dtype=torch.float16)}, lr=1e6, weight_decay=0.0)),
+            "the learning rate of step 0 is exp(13.8155); in torch.float16 it may be exp(11.0899). Use ExpLR(..., model=model, "
+            "renormalize=True), which bounds it, train in a wider dtype, or stop before this step.",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused(build, message):
+    assert refusal(build) == message
+
+
+def test_a_constant_rate_at_its_bound_is_taken():
+    ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25))
+
+
+def test_an_optimizer_has_one_explr_and_needs_it():
+    optimizer = sgd()
+    assert not has_explr(optimizer)
+    scheduler = ExpLR(optimizer)
+    assert has_explr(optimizer)
+    said = "this optimizer already has an ExpLR, which took its weight decay: build a new optimizer."
+    assert refusal(lambda: ExpLR(optimizer)) == said
+    del scheduler
+    assert refusal(lambda: update(optimizer)) == (
+        "the ExpLR of this optimizer, which took its weight decay, is gone: keep it as long as the optimizer trains."
+    )
+
+
+def set_to(**values):
+    return lambda optimizer: optimizer.param_groups[0].update(values)
+
+
+AROUND = (
+    " as ExpLR set it. A second scheduler, a finder of learning rates or a callback for weight averaging may have changed it: "
+    "wrap the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
+)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (set_to(lr=0.25), f"the learning rate of parameter group 0 is 0.25, not 0.525105{AROUND}"),
+        (set_to(momentum=0.75), f"the momentum of parameter group 0 is 0.75, not 0.5{AROUND}"),
+        (set_to(dampening=0.25), f"the dampening of parameter group 0 is 0.25, not 0{AROUND}"),
+        (set_to(nesterov=True), "parameter group 0 has nesterov=True now: build a new optimizer for it."),
+        (
+            set_to(weight_decay=0.5),
+            "parameter group 0 has weight_decay=0.5 again, after ExpLR took it: after optimizer.load_state_dict load ExpLR's "
+            "state too, or build ExpLR once it is loaded.",
+        ),
+        (
+            lambda optimizer: optimizer.add_param_group({"params": weights()}),
+            "the optimizer has 2 parameter groups, ExpLR was built for 1: add every group before building ExpLR.",
+        ),
+        (
+            lambda optimizer: optimizer.state.clear(),
+            "what the optimizer keeps of the gradients of parameter group 0 is gone, and ExpLR counts on the decay that it "
+            "carries: load the optimizer's state with ExpLR's, and do not clear it.",
+        ),
+    ],
+)
+def test_what_others_have_changed_is_named(change, message):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    scheduler.step()
+    if "0.525105" in message:
+        message = message.replace("0.525105", f"{optimizer.param_groups[0]['lr']:g}")
+    change(optimizer)
+    for call in (scheduler.step, lambda: update(optimizer)):
+        assert refusal(call) == message
+
+
+def test_a_step_that_has_no_twin_leaves_everything_as_it_was():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 100.0))
+    update(optimizer)
+    before = dict(optimizer.param_groups[0]), list(scheduler.log_scale)
+    assert refusal(scheduler.step).startswith("no exponential schedule is equivalent to step 1: lr=50 with weight_decay=0.0625")
+    assert (dict(optimizer.param_groups[0]), scheduler.log_scale) == before
+    assert refusal(lambda: update(optimizer)).startswith("no exponential schedule is equivalent to step 1")
+
+
+def test_a_momentum_that_is_switched_off_is_refused():
+    class Off(lr_scheduler.LambdaLR):
+        def step(self, epoch=None):
+            super().step()
+            self.optimizer.param_groups[0]["momentum"] = 0.5 if self.last_epoch < 1 else 0.0
+
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, Off(optimizer, lambda step: 1.0))
+    update(optimizer)
+    assert refusal(scheduler.step) == (
+        "momentum=0.0 at step 1 after 0.5: torch's SGD does not touch its momentum buffer at momentum 0, so the switch has no "
+        "exact counterpart. Use a small positive momentum, such as 1e-9."
+    )
+
+
+def test_a_run_without_a_model_stops_before_it_overflows():
+    optimizer = sgd({"params": weights(dtype=torch.float16)}, lr=0.1, momentum=0.0, weight_decay=1.0)
+    scheduler = ExpLR(optimizer)
+
+    def train():
+        for _ in range(20):
+            update(optimizer, gradient=0.0)
+            scheduler.step()
+
+    assert refusal(train) == (
+        "the activations' growth of step 7 is exp(0.737524); in torch.float16 it may be exp(0.692903). Use ExpLR(..., "
+        "model=model, renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
+    )
+    assert scheduler.updates == 7
+
+
+def test_an_argument_of_step_needs_a_scheduler_that_takes_it():
+    scheduler = ExpLR(sgd())
+    said = "there is no wrapped scheduler, such as ReduceLROnPlateau, to take it; call step()."
+    assert refusal(lambda: scheduler.step(0.5)) == f"step(0.5): {said}"
+    assert refusal(lambda: scheduler.step("a", metric=2)) == f"step('a', metric=2): {said}"
+    said = "step_update() is for schedulers of timm; the wrapped one is None: call step()."
+    assert refusal(lambda: scheduler.step_update(1)) == said
+
+
+def test_a_plateau_that_gets_no_metric_says_so_once():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer, patience=2, factor=0.5))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(optimizer, scheduler, 6)
+    assert [str(warning.message) for warning in caught] == [
+        "step() was called 3 times without the metric that the wrapped ReduceLROnPlateau watches: it finds no plateau. Call "
+        'step(metric); for Lightning, put "reduce_on_plateau": True beside the scheduler.'
+    ]
+    for _ in range(4):
+        update(optimizer)
+        scheduler.step(metrics=1.0)
+    assert scheduler.lrs == [0.25]
+
+
+def test_a_scheduler_that_adds_a_group_is_found_out():
+    class Adding(lr_scheduler.StepLR):
+        def step(self, epoch=None):
+            super().step()
+            if self.last_epoch:
+                self.optimizer.add_param_group({"params": weights()})
+
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, Adding(optimizer, 5))
+    update(optimizer)
+    assert refusal(scheduler.step) == "Adding has added a parameter group: add every group before building ExpLR."
+
+
+UNEVEN = (
+    ": torch then leaves out its weight decay as well, and no one factor of the group's weights is right any more. Go back to "
+    "a checkpoint from before; let the parameters of a group train all or none (what is frozen, or unused at times, belongs "
+    "into a group of its own), or call zero_grad(set_to_none=False)."
+)
+
+
+def test_gradients_for_a_part_of_a_group_are_refused_and_what_has_none_is_named():
+    first, second = weights(2)
+    optimizer = sgd({"params": [first, second]})
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    said = f"in update 1 of parameter group 0 parameter 1 of shape (2,) had no gradient{UNEVEN}"
+    assert refusal(lambda: update(optimizer, first)) == said
+    assert scheduler.updates == 1
+    frozen = weights()[0].requires_grad_(False)
+    optimizer = sgd({"params": weights(), "scale_invariant": False}, {"params": [first, frozen]})
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    frozen.requires_grad_(True)
+    said = f"in update 1 of parameter group 1 parameter 1 of shape (2,) did not train at first{UNEVEN}"
+    assert refusal(lambda: update(optimizer)) == said
+    assert scheduler.updates == 1
+
+
+def test_after_an_update_that_was_wrong_there_is_no_other():
+    first, second = weights(2)
+    optimizer = sgd({"params": [first, second]})
+    scheduler = ExpLR(optimizer)
+
+    def closure():
+        first.grad, second.grad = torch.ones(2).double(), None
+        return torch.zeros(())
+
+    said = refusal(lambda: optimizer.step(closure))
+    assert said.startswith("in update 0 of parameter group 0 parameter 1 of shape (2,) had no gradient")
+    expected = f"no update can be right any more, since an earlier one was not: {said}"
+    assert refusal(scheduler.step) == refusal(lambda: update(optimizer)) == expected
+
+
+def test_a_group_without_gradients_waits_and_one_with_them_goes_on():
+    first, second = weights(2)
+    optimizer = sgd({"params": [first]}, {"params": [second]})
+    scheduler = ExpLR(optimizer)
+    for having in ((first, second), (first,), (first,), (second,)):
+        update(optimizer, *having)
+    schedule = convert([0.5] * 3, 0.0625, 0.5)
+    assert scheduler.log_scale == pytest.approx([schedule.log_scale[3], schedule.log_scale[2]], rel=1e-13)
+    assert scheduler.updates == 4
+
+
+def test_updates_without_any_gradient_are_forgotten_with_the_first():
+    (weight,) = weights()
+    optimizer = sgd({"params": [weight]})
+    scheduler = ExpLR(optimizer)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.dry and scheduler.updates == 3 and scheduler.log_scale[0] > 0
+    update(optimizer)
+    assert not scheduler.dry and scheduler.updates == 1
+    assert scheduler.log_scale == pytest.approx([convert([0.5], 0.0625, 0.5).log_scale[1]], rel=1e-13)
+
+
+def test_a_closure_with_gradients_after_updates_without_is_refused():
+    (weight,) = weights()
+    optimizer = sgd({"params": [weight]})
+    scheduler = ExpLR(optimizer)
+    optimizer.step()
+    optimizer.step()
+
+    def closure():
+        weight.grad = torch.ones(2).double()
+        return torch.zeros(())
+
+    assert refusal(lambda: optimizer.step(closure)) == (
+        "the 2 updates before this one, which has a closure, had no gradient at all, as in a loop that only looks at rates "
+        "(ExpLR.preview does), and ExpLR has let its rate grow: build model, optimizer and ExpLR anew."
+    )
+    assert scheduler.updates == 2
+
+
+def test_without_a_model_what_is_taken_on_trust_is_named():
+    first, second, third = weights(3)
+    groups = [{"params": [first]}, {"params": [second], "scale_invariant": True}, {"params": [third]}]
+
+    def warned(groups):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ExpLR(torch.optim.SGD(groups, lr=0.5, weight_decay=0.0625))
+        return [str(warning.message) for warning in caught]
+
+    end = (
+        "; a trained head or scale is not. Give model=..., or mark every group: scale_invariant=True, or False for a trained "
+        "head or scale."
+    )
+    start = "ExpLR has no model to look at, and takes it that the loss is scale-invariant in parameter group"
+    assert warned([dict(group) for group in groups]) == [f"{start}s 0, 2{end}"]
+    assert warned([dict(group) for group in groups[:2]]) == [f"{start} 0{end}"]
+    assert warned([dict(groups[1]), {**groups[2], "weight_decay": 0.0}]) == []
+
+
+# ---- with a model
+
+
+def network(head=False):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 8, bias=False),
+        nn.BatchNorm1d(8, affine=False),
+        nn.Linear(8, 3, bias=head).requires_grad_(head),
+    ).double()
+
+
+def test_a_renormalised_run_keeps_weights_within_a_factor_of_two_and_the_same_bits():
+    runs = []
+    for renormalize in (False, True):
+        net = network()
+        optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+        scheduler = ExpLR(optimizer, model=net, renormalize=renormalize)
+        for _ in range(40):
+            update(optimizer, gradient=1e-3 * scheduler.gradient_scale[0])
+        runs.append((net, optimizer, scheduler))
+    (plain, _, grown), (bounded, optimizer, scheduler) = runs
+    exponent = scheduler.exponents[0]
+    assert exponent == round(grown.log_scale[0] / math.log(2)) > 1 and grown.exponents == [0]
+    assert scheduler.log_scale == grown.log_scale and scheduler.log_lr == grown.log_lr
+    assert torch.equal(plain[0].weight, bounded[0].weight * 2.0**exponent)
+    update(optimizer, gradient=0.0)
+    assert math.log(optimizer.param_groups[0]["lr"]) + 2 * exponent * math.log(2) == pytest.approx(
+        scheduler.log_lr[0], rel=1e-13
+    )
+    assert scheduler.gradient_scale[0] == pytest.approx(math.exp(-scheduler.log_scale[0]) * 2.0 ** scheduler.exponents[0])
+    assert plain[1].eps == pytest.approx(1e-5 * math.exp(2 * grown.log_scale[0]), rel=1e-12)
+
+
+def test_what_does_not_convert_is_set_apart_and_summed_up(caplog):
+    net = network(head=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625)
+    with caplog.at_level(logging.WARNING, logger="explr"):
+        scheduler = ExpLR(optimizer, model=net)
+    said = "ExpLR: 1 of 3 tensors (59.7 % of the weights that decay) convert; 2.weight, 2.bias keep their weight decay."
+    assert scheduler.summary == said
+    assert [record.getMessage() for record in caplog.records if record.name == "explr"] == [scheduler.summary]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0625]
+    assert scheduler.converted == [True, False]
+    net = network()
+    scheduler = ExpLR(torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625), model=net)
+    assert scheduler.summary == ""
+
+
+def test_a_model_that_has_grown_under_another_explr_is_refused():
+    net = network()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    first = ExpLR(optimizer, model=net)
+    update(optimizer)
+    other = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    second = ExpLR(other, model=net)
+    assert refusal(lambda: update(other)) == (
+        "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that one; for a "
+        "new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have all parameters of a "
+        "model."
+    )
+    second.load_state_dict(first.state_dict())
+    assert np.isfinite(second.log_lr[0])
