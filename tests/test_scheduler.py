@@ -5,7 +5,6 @@ import logging
 import math
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -158,6 +157,53 @@ def test_an_update_that_a_scaler_skipped_is_none():
         optimizer.found_inf = found_inf
         update(optimizer)
     assert scheduler.updates == 2
+
+
+class Recording:
+    """A scheduler of its own kind, as timm's are, that notes how it was called."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.calls = optimizer, []
+
+    def step(self, *args, **kwargs):
+        self.calls.append(("step", args, kwargs))
+
+    def step_update(self, *args, **kwargs):
+        self.calls.append(("step_update", args, kwargs))
+        self.optimizer.param_groups[0]["lr"] /= 2
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_scheduler_is_called_with_what_it_takes():
+    optimizer = sgd()
+    wrapped = Recording(optimizer)
+    scheduler = ExpLR(optimizer, wrapped)
+    update(optimizer)
+    scheduler.step_update(1, metric=2)
+    assert scheduler.lrs == [0.25]
+    assert group_of(optimizer, "lr") == scheduler.get_last_lr() == pytest.approx([convert([0.5, 0.25], 0.0625, 0.5).lr[1]])
+    scheduler.step(3, value=4)
+    assert wrapped.calls == [("step_update", (1,), {"metric": 2}), ("step", (3,), {"value": 4})]
+    update(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_that_is_a_tensor_stays_one_and_is_what_the_dtype_holds(dtype):
+    rate = torch.tensor(0.5, dtype=dtype)
+    optimizer = sgd({"params": weights(), "lr": rate})
+    scheduler = ExpLR(optimizer)
+    schedule = convert([0.5] * 4, 0.0625, 0.5)
+    for step in range(4):
+        assert optimizer.param_groups[0]["lr"] is rate and scheduler.get_last_lr() == [float(rate)]
+        assert float(rate) == float(torch.tensor(scheduler.rates[0], dtype=dtype))
+        assert scheduler.rates == pytest.approx([schedule.lr[step]], rel=1e-13)
+        update(optimizer)
+        scheduler.step()
 
 
 def test_an_epoch_wise_schedule_moves_at_every_so_many_calls():
@@ -476,6 +522,31 @@ def test_a_run_without_a_model_stops_before_it_overflows():
     assert scheduler.updates == 7
 
 
+def test_adamw_without_a_model_stops_before_squares_of_gradients_vanish():
+    marked = [{"params": weights(dtype=torch.float32), "scale_invariant": True}]
+    scheduler = ExpLR(optimizer := torch.optim.AdamW(marked, lr=0.5, weight_decay=1.0))
+
+    def train():
+        for _ in range(50):
+            update(optimizer)
+            scheduler.step()
+
+    assert refusal(train) == (  # 2^32, a fourth of what float32 holds in digits
+        "the growth of the weights of step 32 is exp(22.1807); in torch.float32 it may be exp(22.1807). Use ExpLR(..., "
+        "model=model, renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
+    )
+
+
+def test_a_rate_that_leaves_the_range_is_refused():
+    optimizer = sgd({"params": weights(dtype=torch.float16)}, momentum=0.0, weight_decay=1e-6)
+    scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 + 2e5 * step))
+    update(optimizer)
+    assert refusal(scheduler.step) == (
+        "the learning rate of step 1 is exp(11.6183); in torch.float16 it may be exp(11.0899). Use ExpLR(..., model=model, "
+        "renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
+    )
+
+
 def test_an_argument_of_step_needs_a_scheduler_that_takes_it():
     scheduler = ExpLR(sgd())
     said = "there is no wrapped scheduler, such as ReduceLROnPlateau, to take it; call step()."
@@ -569,6 +640,28 @@ def test_updates_without_any_gradient_are_forgotten_with_the_first():
     update(optimizer)
     assert not scheduler.dry and scheduler.updates == 1
     assert scheduler.log_scale == pytest.approx([convert([0.5], 0.0625, 0.5).log_scale[1]], rel=1e-13)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_an_update_without_any_gradient_among_others_moves_nothing(momentum):
+    optimizer = sgd(momentum=momentum)
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    grown = list(scheduler.log_scale)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
+    optimizer.step()
+    assert scheduler.log_scale == grown and not scheduler.dry
+
+
+def test_an_update_without_any_gradient_moves_nothing_in_a_run_under_way():
+    optimizer = sgd()
+    update(optimizer)
+    scheduler = ExpLR(optimizer)
+    optimizer.param_groups[0]["params"][0].grad = None
+    optimizer.step()
+    assert scheduler.log_scale == [0.0] and not scheduler.dry
 
 
 def test_a_closure_with_gradients_after_updates_without_is_refused():
@@ -671,4 +764,68 @@ def test_a_model_that_has_grown_under_another_explr_is_refused():
         "model."
     )
     second.load_state_dict(first.state_dict())
-    assert np.isfinite(second.log_lr[0])
+    assert net[1].eps == pytest.approx(1e-5 * math.exp(2 * second.log_scale[0]) / 4.0 ** second.exponents[0], rel=1e-13)
+    assert "has grown under another ExpLR" in refusal(lambda: update(optimizer))
+
+
+JOINT = (
+    "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
+    "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
+)
+
+
+class Added(nn.Module):
+    """Adds the outputs of two layers, which must be scaled together."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8, bias=False), nn.Linear(5, 8, bias=False)
+
+    def forward(self, x):
+        return nn.functional.layer_norm(self.first(x) + self.second(x), (8,), eps=0.0)
+
+
+def added(**second):
+    net = Added().double()
+    marked = {"scale_invariant": True}
+    groups = [{"params": [net.first.weight], **marked}, {"params": [net.second.weight], **marked, **second}]
+    return net, torch.optim.SGD(groups, lr=0.5, momentum=0.5, weight_decay=0.0625)
+
+
+def test_groups_that_must_be_scaled_together_decay_alike_and_move_together():
+    net, optimizer = added(weight_decay=0.03125)
+    assert refusal(lambda: ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))) == JOINT
+    net, optimizer = added()
+    scheduler = ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))
+    update(optimizer)
+    scheduler.step()
+    update(optimizer, net.first.weight)
+    assert refusal(scheduler.step) == f"at step 2 {JOINT}"
+
+
+def test_what_had_no_gradient_has_the_name_that_the_model_gives_it():
+    net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, affine=False)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=net)
+    said = f"in update 0 of parameter group 0 1.weight had no gradient{UNEVEN}"
+    assert refusal(lambda: update(optimizer, net[0].weight)) == said
+    del scheduler
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_only_a_renormalised_run_grows_without_end(renormalize):
+    net = network()
+    net.float()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.0, weight_decay=1.0)
+    scheduler = ExpLR(optimizer, model=net, renormalize=renormalize)
+
+    def train():
+        for _ in range(200):
+            update(optimizer, gradient=0.0)
+            scheduler.step()
+
+    if renormalize:
+        train()
+        assert scheduler.exponents == [200] and net[0].weight.abs().max() < 1
+    else:
+        assert refusal(train).startswith("the activations' growth of step 57 is exp(39.5094); in torch.float32 it may be")

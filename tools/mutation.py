@@ -29,7 +29,7 @@ import sys
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,8 +142,9 @@ class Finder(importlib.abc.MetaPathFinder):
 class Loop:
     """A pytest plugin: runs each test once, to see what it reaches and what it takes, and then each mutant in a fork."""
 
-    def __init__(self, mutants: Sequence[str], seconds: float) -> None:
+    def __init__(self, mutants: dict[str, Mutant], known: Container[Mutant], seconds: float) -> None:
         self.mutants = mutants
+        self.known = known
         self.seconds = seconds
         self.killed: dict[str, bool] = {}
 
@@ -170,9 +171,16 @@ class Loop:
                 spent += took
                 tests.append(item)
             self.killed[mutant] = not survives(mutant, tests, spent)
+            if not self.killed[mutant] and self.mutants[mutant] not in self.known:
+                tell("\n{}: {}\n- {}\n+ {}".format(*self.mutants[mutant]))
             if number % 20 == 0 or number == len(self.mutants):
-                print(f"{number} of {len(self.mutants)}, {sum(self.killed.values())} killed", file=sys.__stderr__, flush=True)
+                tell(f"{number} of {len(self.mutants)}, {sum(self.killed.values())} killed")
         return True
+
+
+def tell(line: str) -> None:
+    """Print a line past pytest, which keeps what is printed."""
+    print(line, file=sys.__stderr__, flush=True)
 
 
 def passes(item: pytest.Item) -> bool:
@@ -256,7 +264,7 @@ def equivalents() -> dict[Mutant, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Test the mutants of modules, and print a line for each module and each survivor."""
+    """Test the mutants of modules: print each survivor as it is found, and a line for each module."""
     parser = argparse.ArgumentParser(description="Run the tests against mutants of the library.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; default: all")
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time for the tests of a mutant (5)")
@@ -279,19 +287,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen |= {name: one.mutants[name] for name in names if not options.again or one.mutants[name] in last}
     FOLDER.mkdir(parents=True, exist_ok=True)
     sys.meta_path.insert(0, Finder({module: one.source for module, one in mutated.items()}))
-    loop = Loop(list(chosen), options.seconds)
+    known = equivalents()
+    loop = Loop(chosen, known, options.seconds)
     tests = options.tests or dict.fromkeys(test for module in modules for test in MODULES[module])
     plain = ["-q", "--tb=native", "-p", "no:cacheprovider", "--hypothesis-profile=mutation", "-m", "not slow and not gpu"]
     plain += [f"--deselect={test}" for test in LONG]
     status = pytest.main([*plain, *tests], plugins=[loop])
     if not loop.killed:
         return int(status) or 1
-    known = equivalents()
     survivors = [chosen[name] for name, killed in loop.killed.items() if not killed and chosen[name] not in known]
     FOUND.write_text(json.dumps(survivors, ensure_ascii=False, indent=1), encoding="utf-8")
-    for mutant in survivors:
-        print(f"\n{mutant.module} {mutant.function}\n- {mutant.was}\n+ {mutant.now}")
-    print()
     enough = True
     for module in modules:
         verdicts = [(chosen[name], killed) for name, killed in loop.killed.items() if chosen[name].module == module]
