@@ -42,7 +42,10 @@ def floats(name: str, values: Any) -> FloatArray:
 
 def short(value: Any) -> str:
     """Return a value as a message has it, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = f"a number of {value.bit_length()} bits"
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
@@ -54,8 +57,11 @@ def one_float(name: str, value: Any) -> float:
     return float(array.reshape(()))
 
 
+_MOST = 10**9  # numbers that an array of one a step holds
+
+
 def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
-    """Return a whole number of at least ``least``; numpy's are taken, 2.0 is not.
+    """Return a whole number of at least ``least`` and at most a billion; numpy's are taken, 2.0 is not.
 
     >>> whole("steps", 2.5)
     Traceback (most recent call last):
@@ -63,6 +69,8 @@ def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ExplrError(f"{name}={short(value)} must be a number of {of}, >= {least}.")
+    if value > _MOST:
+        raise ExplrError(f"{name}={short(value)} must be a number of {of} that a run can have, at most {_MOST:,}.")
     return int(value)
 
 

@@ -180,6 +180,8 @@ def test_first_overflow_is_none_when_everything_fits():
         (lambda: characteristic_root(0.1, 5e-4, 1.0), ["momentum=1.0", "[0, 1)"]),
         (lambda: characteristic_root(0.1, 5e-4, -0.1), ["momentum=-0.1"]),
         (lambda: characteristic_root(0.1, -5e-4), ["weight_decay=-0.0005"]),
+        (lambda: texp([0.25], [10**400], 5e-4), ["phase_steps[0]=1000", "at most 1,000,000,000"]),
+        (lambda: texp([0.25], [10**9000], 5e-4), ["phase_steps[0]=a number of 29898 bits"]),
         (lambda: growth_rate(math.nan, 5e-4), ["lr=nan"]),
         (lambda: growth_rate(0.1, 5e-4, steps=-1), ["steps=-1"]),
         (lambda: growth_rate(0.1, 5e-4, 0.9, steps=10**7), ["too large", "log_lr"]),
