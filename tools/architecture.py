@@ -166,7 +166,7 @@ def page(package: Path = ROOT / "explr") -> str:
         "line goes down; `errors`, which all import, and what other imports imply are left out. `python -m tools.architecture`",
         "draws this page from the code.",
         "",
-        f"<div>\n{drawing(graph)}\n</div>",
+        f'<div class="explr-house" tabindex="0">\n{drawing(graph)}\n</div>',
     ]
     for part in CEILINGS:
         title = "The theorem, and how to use it: `explr`" if part == THEOREM else f"`explr.{part}`"

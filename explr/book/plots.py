@@ -18,7 +18,7 @@ from explr.errors import ExplrError, needs
 
 with needs("figures"):
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +86,11 @@ def norm_growth(decay: Run, exponential: Run, layer: str) -> Figure:
             panels[0].plot(epochs, norms, label=arm, **style)
             panels[1].plot(epochs, norms**2 / np.exp(run.history["log_lr"]), label=arm, **style)
         panels[0].set(ylabel="‖w‖\n(log scale)", yscale="log", title=_data_of(decay, exponential))
+        low, high = panels[0].dataLim.intervaly
+        if high < 30 * low:  # within a decade or so powers of ten say too little
+            panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+            panels[0].yaxis.set_major_formatter("{x:g}")
+            panels[0].yaxis.set_minor_locator(NullLocator())
         panels[1].set(ylabel="‖w‖² / LR", xlabel="epoch")
         panels[1].set_ylim(bottom=0.0)
         for axes in panels:

@@ -75,12 +75,12 @@ def figure_of(*, panels: int, height: float) -> Iterator[tuple[Figure, list[Axes
 def label_lines(axes: Axes) -> None:
     """Write each line's label at its right end, in its colour, moved apart where ends are close; from four on, a legend."""
     lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
-    if len(lines) > 3:
-        axes.legend()
-        return
-    axes.autoscale_view()
     figure = axes.get_figure(root=True)
     assert figure is not None
+    if len(lines) > 3:
+        figure.legend(handles=lines, loc="outside lower center", ncols=2)  # among the lines it would hide some
+        return
+    axes.autoscale_view()
     gap = 0.24 * len(figure.axes) / figure.get_figheight()  # the height of a line of text
     to_fraction = axes.transData + axes.transAxes.inverted()
     ends = []

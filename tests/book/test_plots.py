@@ -131,6 +131,16 @@ def test_norm_growth_draws_the_norm_and_its_square_over_the_rate():
         np.testing.assert_allclose(ratios[arm], norm**2 / np.exp(run.history["log_lr"]), rtol=1e-15)
 
 
+def test_norm_growth_within_a_decade_has_numbers_along_its_axis():
+    axes = plots.norm_growth(record(4.0), record(8.0), "blocks.1.conv1.weight").axes[0]
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    assert high < 30 * low
+    shown = [label for label in axes.get_ymajorticklabels() if low <= label.get_position()[1] <= high]
+    assert len(shown) >= 2 and all(float(label.get_text()) == label.get_position()[1] for label in shown)
+    assert not any(label.get_text() for label in axes.get_yminorticklabels())
+
+
 def test_norm_growth_names_the_layers_there_are():
     with pytest.raises(ExplrError, match=r"no weights 'stem'.*blocks\.1\.conv1\.weight"):
         plots.norm_growth(record(1.0), record(1.0), "stem")
@@ -149,7 +159,10 @@ def test_deviations_draws_each_run_and_leaves_zeros_out():
 def test_four_lines_have_a_legend_instead_of_labels():
     axes = plots.deviations({str(n): [1.0, 2.0] for n in range(4)}, ylabel="logits").axes[0]
     assert not texts(axes)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1", "2", "3"]
+    (legend,) = axes.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "1", "2", "3"]
+    axes.figure.draw_without_rendering()
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
 
 
 def test_labels_of_lines_that_end_together_do_not_overlap():
