@@ -119,11 +119,11 @@ def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> 
     added += [(eps.node, eps.eps, [eps.vector]) for eps in graph.eps]
     degrees: dict[str, list[Vector | None]] = {}
     for node, _, vectors in added:
-        degrees.setdefault(module_path(node), []).extend(vectors)
+        degrees.setdefault(module_path(node, graph.model), []).extend(vectors)
     own: dict[str, tuple[float, Vector]] = {}
     left = 0.0
     for node, size, vectors in added:
-        path = module_path(node)
+        path = module_path(node, graph.model)
         scaling = [vector for vector in vectors if vector]
         if path in modules and hasattr(modules[path], "eps") and all(v == vectors[0] for v in degrees[path]):
             if modules[path].eps == size and scaling:  # else there is none, and torch takes the spacing of numbers at 1
@@ -148,7 +148,7 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
             remedy = _large_eps(eps.eps, relative, "what it is added to")
             conditions.append(Condition(eps.vector, "large eps", eps.node, (eps.vector,), remedy))
         elif total_degree(eps.vector):
-            where = (module_path(eps.node), operation_name(eps.node), source_line(eps.node))
+            where = (module_path(eps.node, graph.model), operation_name(eps.node), source_line(eps.node))
             approximations.append(Approximation(*where, total_degree(eps.vector), eps.eps, relative))
     vectors = tuple(condition.vector for condition in conditions)
     sizes = {name: p.numel() for name, p in graph.parameters.items()}
@@ -204,7 +204,7 @@ def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
         )
     degrees = tuple(dict.fromkeys(total_degree(vector) for vector in condition.met))
     node = condition.node
-    return Obstruction(condition.kind, module_path(node), operation_name(node), source_line(node), degrees, names, remedy)
+    return Obstruction(condition.kind, module_path(node, graph.model), operation_name(node), source_line(node), degrees, names, remedy)
 
 
 def _norms_with_large_eps(graph: Propagation, norms: dict[str, NormReport]) -> Iterator[Obstruction]:
@@ -251,6 +251,6 @@ def _rows(graph: Propagation, failed: dict[fx.Node, str]) -> Iterator[Row]:
     for node, taken, given in graph.operations:
         if operation_name(node) not in QUIET or node in failed:
             degree_in = ", ".join(in_words(degree) for degree in taken)
-            yield Row(module_path(node), operation_name(node), degree_in, in_words(given), failed.get(node, ""))
+            yield Row(module_path(node, graph.model), operation_name(node), degree_in, in_words(given), failed.get(node, ""))
     note = next((kind for node, kind in failed.items() if node.op == "output"), "")
     yield Row("output", "", ", ".join(in_words(degree) for degree in graph.outputs), "", "not 0" if note else "")

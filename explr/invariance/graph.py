@@ -141,15 +141,26 @@ def operation_name(node: fx.Node) -> str:
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 
-def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that makes a call."""
+def module_path(node: fx.Node, model: nn.Module) -> str:
+    """Return the path of the innermost module that makes a call.
+
+    What is called in a part of a container, as in ``self.layers[1:3]``, has a path of its own in a trace.
+    """
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
+    path = str(stack[-1][0]) if stack else ""
+    if "slice(" not in path:
+        return path
+    module: Any = model
+    for name in path.split("."):
+        part = re.fullmatch(r"slice\((.+), (.+), (.+)\)", name)
+        ends = [None if end == "None" else int(end) for end in part.groups()] if part else []
+        module = module[slice(*ends)] if part else getattr(module, name)
+    return next((own for own, other in model.named_modules() if other is module), "")
 
 
 def norm_name(node: fx.Node, model: nn.Module) -> str:
     """Name a norm by its module; one that is called as a function, by the module that calls it and by its node."""
-    path = module_path(node)
+    path = module_path(node, model)
     return path if hasattr(model.get_submodule(path), "eps") else f"{path}:{node.name}".lstrip(":")
 
 

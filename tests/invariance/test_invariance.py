@@ -476,6 +476,38 @@ def test_unknown_operation_on_what_does_not_scale_is_harmless():
     assert report.invariant
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm = linear(4, 4), nn.BatchNorm1d(4, affine=False)
+
+    def forward(self, x):
+        return self.norm(self.body(x))
+
+
+class InParts(nn.Module):
+    """Calls parts of its containers; torch.export names these where some module has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = self.other = nn.ReLU()
+        self.row, self.list = nn.Sequential(*[Block() for _ in range(4)]), nn.ModuleList([Block() for _ in range(4)])
+
+    def forward(self, x):
+        x = self.row[3:](self.row[:1](self.row[1:3](x)))
+        for block in (*self.list[2:], *self.list[:-2][::-1]):
+            x = block(x)
+        return x
+
+
+def test_norms_in_a_part_of_a_container_have_their_own_names():
+    report = scale_invariance(Apply(lambda m, x: m.parts(x), parts=InParts()), torch.randn(5, 4))
+    calls = [f"row.{i}" for i in (1, 2, 0, 3)] + [f"list.{i}" for i in (2, 3, 1, 0)]
+    assert list(report.norms) == [f"parts.{path}.norm" for path in calls]
+    assert report.invariant and len(report.alone) == 8
+    assert "slice" not in report.table(full=True)
+
+
 def test_norms_are_reported_with_degree_eps_and_variance():
     torch.manual_seed(0)
     model = nn.Sequential(linear(4, 8), linear(8, 8), nn.BatchNorm1d(8, affine=False, eps=1e-3))
