@@ -145,7 +145,8 @@ def split(group: Group, chosen: set[int]) -> Group | None:
 
 def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Family) -> bool:
     """Tell whether the optimizer still has what it keeps of earlier gradients, by a look at one parameter."""
-    state = optimizer.state.get(next(filter(trains, group["params"]), None), {})
+    parameter: Any = next(filter(trains, group["params"]), None)
+    state = optimizer.state.get(parameter, {})
     return (
         "exp_avg" in state if isinstance(family, AdamW) else not group["momentum"] or state.get("momentum_buffer") is not None
     )

@@ -129,11 +129,10 @@ class Norms:
     def scale_statistics(self, factors: Sequence[float]) -> None:
         """Scale running means and variances as if the weights of each group had been multiplied by its factor."""
         for path, layer in self.layers.items():
-            mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-            if mean is not None:
+            if getattr(layer, "running_mean", None) is not None:
                 factor = self._factor(path, factors)
-                mean.mul_(factor)
-                variance.mul_(factor * factor)
+                layer.running_mean.mul_(factor)
+                layer.running_var.mul_(factor * factor)
 
     def scale_eps(self, factors: Sequence[float]) -> None:
         """Set every eps to what belongs to weights that many times those which the network had when this was built."""
