@@ -86,8 +86,8 @@ MODULES = {  # and their tests
         "tests/test_loops.py::test_biases_before_norms_convert_with_their_weights_and_shifts_do_not",
         "tests/test_loops.py::test_biases_that_do_not_decay_before_norms_are_an_error_that_says_what_to_do",
     ),
-    "explr.invariance.degrees": PROVER,
-    "explr.invariance.calls": PROVER,
+    "explr.invariance.degrees": ("tests/invariance/test_degrees.py",),
+    "explr.invariance.calls": ("tests/invariance/test_degrees.py",),
     "explr.invariance.rulebook": PROVER,
     "explr.invariance.rules": PROVER,
 }
