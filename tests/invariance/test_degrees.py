@@ -1,6 +1,7 @@
 """Degrees as numbers, and calls of single operations: no network, no export."""
 
 import math
+import operator
 from fractions import Fraction
 
 import pytest
@@ -22,6 +23,7 @@ from explr.invariance.degrees import (
     total_degree,
     vectors_of,
 )
+from explr.invariance.graph import source_line
 from explr.invariance.memory import place_of
 
 A, B = {"a": Fraction(1)}, {"b": Fraction(2)}
@@ -86,6 +88,7 @@ def test_the_degree_when_some_scale_together_is_the_sum_of_theirs():
         (1j, CONSTANT),
         (math.nan, CONSTANT),
         (torch.zeros(2), None),
+        (torch.zeros(1), None),
         (torch.tensor([0.0, math.inf]), None),
         (torch.tensor([0.0, 1.0]), CONSTANT),
         (torch.zeros(0), CONSTANT),
@@ -194,6 +197,7 @@ def test_a_tensor_has_the_degree_that_was_written_to_its_memory():
     assert found.degree(view) == A
     zeros = tensor_node(3)
     assert found_with((zeros, None)).degree(zeros) is None
+    assert found.degree(tensor_node(value=whole.meta["val"][:0])) is None  # of nothing
 
 
 def test_memory_of_two_degrees_is_a_tensor_in_parts_that_no_axis_tells_apart():
@@ -204,6 +208,8 @@ def test_memory_of_two_degrees_is_a_tensor_in_parts_that_no_axis_tells_apart():
     assert isinstance(degree, Parts) and (degree.axis, set(map(str, degree.parts))) == (-1, {str(A), str(B)})
     assert degree.node is node
     assert found.degree(second) == B
+    rest = found_with((first, A)).degree(node)  # what nobody wrote is a constant
+    assert isinstance(rest, Parts) and set(map(str, rest.parts)) == {str(A), str(CONSTANT)}
 
 
 def test_a_shift_is_seen_along_the_axes_of_the_view_that_looks():
@@ -224,8 +230,18 @@ def test_a_tensor_that_nobody_wrote_cannot_be_followed():
     node.meta["val"] = torch.zeros(2)
     with pytest.raises(ExplrError) as caught:
         Findings().degree(node)
-    said = "relu gives a tensor that the analysis of scale invariance cannot follow. Use explr.lemma1, which goes by numbers."
-    assert str(caught.value) == said
+    said = "relu gives a tensor that the analysis of scale invariance cannot follow"
+    assert str(caught.value) == f"{said}. Use explr.lemma1, which goes by numbers."
+    node.meta["stack_trace"] = '  File "/home/me/net.py", line 7, in forward\n    return x.relu()'
+    with pytest.raises(ExplrError) as caught:
+        Findings().degree(node)
+    assert str(caught.value) == f"{said} at {source_line(node)}. Use explr.lemma1, which goes by numbers."
+    assert source_line(node) == "net.py:7: return x.relu()"
+
+
+def test_at_first_nothing_is_found():
+    found = Findings()
+    assert (found.conditions, found.eps, found.norms, found.affine) == ([], [], [], set())
 
 
 # ---- calls
@@ -243,7 +259,9 @@ def test_a_call_has_its_arguments_by_name_and_notes_which_were_asked_for():
     )
     assert call["self"] is x and call["alpha"] == 1 and call["nothing"] is None
     assert call.consulted == {"self", "alpha", "nothing"}
-    assert call_of(ATEN.add_.Tensor, x, y).mutates and call_of(ATEN.t.default, x).is_view
+    assert call_of(ATEN.add_.Tensor, x, y).mutates is True and call_of(ATEN.t.default, x).is_view is True
+    call = call_of(operator.getitem, x, 0)  # no operation of ATen
+    assert (call.names, call.arguments, call.mutates, call.is_view) == ([], {}, False, False)
 
 
 def test_degrees_of_arguments_agree_join_and_multiply():
@@ -257,6 +275,9 @@ def test_degrees_of_arguments_agree_join_and_multiply():
     assert (found.conditions[0].remedy, found.conditions[0].node) == ("freeze it", call.node)
     assert call.join(A, "out") == A and len(found.conditions) == 1  # there is none
     assert call.join(B, "self") == B and found.conditions[1].vector == {"a": -1}
+    assert found.conditions[1].node is call.node
+    call.agree([y, x])
+    assert found.conditions[2].remedy == ""
     many = call_of(ATEN.einsum.default, "ij,jk,kl->il", [x, y, x], found=found)
     assert many.product(["tensors"]) == {"a": 2, "b": 2}
     assert call_of(ATEN.linear.default, x, y, found=found).product(["input", "weight", "bias"]) == AB
@@ -277,8 +298,9 @@ def test_to_insist_is_to_ask_that_nothing_scales():
     x, y = tensor_node(3, 4), tensor_node(3, 4)
     found = found_with((x, A), (y, CONSTANT))
     call = call_of(ATEN.add.Tensor, x, y, alpha=2, found=found)
+    assert call["nothing"] is None
     call.insist()
-    assert call.consulted == {"self", "other", "alpha"}
+    assert call.consulted == {"self", "other", "alpha", "nothing"}
     (condition,) = found.conditions
     assert (condition.vector, condition.kind, condition.node) == (A, "unknown operation", call.node)
     assert condition.remedy == "Check it by numbers with explr.lemma1, or write it in operations that have a rule."
