@@ -421,6 +421,8 @@ def test_what_cannot_be_built_is_refused(build, message):
 
 def test_a_constant_rate_at_its_bound_is_taken():
     ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25))
+    with pytest.raises(ExplrError, match=r"must not exceed 0\.25"):
+        ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25 + 1e-9))
 
 
 def test_an_optimizer_has_one_explr_and_needs_it():

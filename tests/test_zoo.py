@@ -47,6 +47,23 @@ def test_the_check_by_numbers_sees_a_false_yes():
     assert zoo._error(model, {"0.weight"}, (x,), {}) > 0.01
 
 
+class InCode(nn.Module):
+    """Has its eps in the code, and a product that is not written for float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x):
+        if x.dtype == torch.float64:
+            raise RuntimeError("not written for Double")
+        return nn.functional.layer_norm(nn.functional.linear(x, self.weight), (8,), eps=0.1)
+
+
+def test_an_eps_in_the_code_is_negligible_too_and_float32_does_where_float64_does_not_run():
+    assert zoo._error(InCode(), {"weight"}, (torch.randn(16, 4),), {}) < zoo.AGREE
+
+
 @pytest.mark.parametrize(
     "code, verdict",
     [

@@ -31,7 +31,7 @@ _TIMM_SMALL = """
     hgnetv2_b0 lcnet_050 lcnetv2_small repghostnet_050 repvit_m0_9 fasternet_t0 cspnext_tiny starnet_s050 vgg11_bn
     mobileone_s0 mobilenetv3_small_050 mobilenetv2_050 mnasnet_small tinynet_e fbnetc_100 spnasnet_100 mixnet_s gernet_s
     ecaresnet26t lambda_resnet26t hrnet_w18_small_v2 wide_resnet50_2 resnext50_32x4d resnetrs50 res2next50 dla46_c
-    cs3darknet_s rdnet_tiny gcresnext26ts bat_resnext26ts
+    cs3darknet_s rdnet_tiny gcresnext26ts
 """
 _TIMM_LARGE = """
     deit_tiny_patch16_224 deit3_small_patch16_224 swin_tiny_patch4_window7_224 cait_xxs24_224 xcit_nano_12_p16_224 pvt_v2_b0
@@ -46,7 +46,7 @@ _TIMM_OWN = """
     mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nextvit_small nasnetalarge pnasnet5large pit_ti_224
     sequencer2d_s shvit_s1 swiftformer_xs swinv2_tiny_window8_256 swinv2_cr_tiny_224 tnt_s_legacy_patch16_224 visformer_tiny
     volo_d1_224 caformer_s18 convformer_s18 maxvit_pico_rw_256 maxxvit_rmlp_nano_rw_256 halonet26t botnet26t_256
-    legacy_xception convnext_zepto_rms
+    legacy_xception convnext_zepto_rms bat_resnext26ts
 """
 TIMM: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(_TIMM_SMALL.split(), IMAGE),
@@ -194,7 +194,7 @@ TRANSFORMERS: dict[str, dict[str, tuple[str, _Options]]] = {
         "MobileNet-v1": ("MobileNetV1Config", {}),
         "ResNet-50": ("ResNetConfig", {}),
         "RegNet": ("RegNetConfig", {}),
-        "LeViT": ("LevitConfig", {}),
+        "LeViT": ("LevitConfig", {"architectures": ["LevitForImageClassification"]}),  # which it does not say itself
         "CvT-13": ("CvtConfig", {}),
         "DINOv2-base": ("Dinov2Config", {"image_size": 224}),
         "BiT-50": ("BitConfig", {}),
@@ -372,7 +372,7 @@ def _segmentation(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
     decoder, _, encoder = name.partition(", ")
     model = getattr(smp, decoder)(encoder, encoder_weights=None)
-    return model, (torch.randn(LARGE if encoder.startswith("tu-vit") else IMAGE),), {}
+    return model, (torch.randn(LARGE if encoder.startswith("tu-vit") or decoder == "PAN" else IMAGE),), {}
 
 
 def _graph(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

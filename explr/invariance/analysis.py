@@ -204,7 +204,8 @@ def _obstruction(graph: Propagation, condition: Condition) -> Obstruction:
         )
     degrees = tuple(dict.fromkeys(total_degree(vector) for vector in condition.met))
     node = condition.node
-    return Obstruction(condition.kind, module_path(node, graph.model), operation_name(node), source_line(node), degrees, names, remedy)
+    path = module_path(node, graph.model)
+    return Obstruction(condition.kind, path, operation_name(node), source_line(node), degrees, names, remedy)
 
 
 def _norms_with_large_eps(graph: Propagation, norms: dict[str, NormReport]) -> Iterator[Obstruction]:

@@ -66,7 +66,7 @@ class Call:
         for name in names:
             arguments = self[name] if isinstance(self[name], list | tuple) else [self[name]]
             for argument in arguments:
-                total = combine(total, self.agree([argument])) if argument is not None else total
+                total = combine(total, self.agree([argument]))  # one that is left out is a constant
         return total
 
     def shifted(self, axes: Iterable[int], degree: Vector | None, shifts: Iterable[Vector | None]) -> Degree:
