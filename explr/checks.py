@@ -69,7 +69,7 @@ def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ExplrError(f"{name}={short(value)} must be a number of {of}, >= {least}.")
-    if value > _MOST:
+    if int(value) > _MOST:
         raise ExplrError(f"{name}={short(value)} must be a number of {of} that a run can have, at most {_MOST:,}.")
     return int(value)
 
