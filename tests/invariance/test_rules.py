@@ -136,6 +136,11 @@ CASES = [
     case(ATEN.full_like.default, a(), 0.0, gives=None),
     case(ATEN.clone.default, ZERO, gives=None),
     case(ATEN.view.dtype, a(), torch.int64, gives="", asks="a"),
+    # what a rule does not look at must not scale, unless it is only looked at for its shape, or overwritten
+    case(ATEN.index_select.default, a(), 0, X("b", value=torch.tensor([0, 2, 1])), gives="a", asks="b"),
+    case(ATEN.view_as.default, a(3, 4), b(4, 3), gives="a"),
+    case(ATEN.zeros_like.default, b(), gives=None),
+    case(ATEN.add.out, a(), a(), out=b(), gives="a"),
     # products and quotients
     case(ATEN.mul.Tensor, a(), b(), gives="a+b"),
     case(ATEN.mul.Tensor, a(), 3.0, gives="a"),
@@ -292,6 +297,12 @@ def test_the_norms_and_their_parameters_are_noted():
     "operation, arguments, kind, remedy",
     [
         (ATEN.gelu.default, [a()], "nonlinear", "Put a norm without trainable affine before it"),
+        (
+            ATEN.index_select.default,
+            [a(), 0, X("b", value=torch.tensor([0, 2, 1]))],
+            "unknown operation",
+            "Check it by numbers with explr.lemma1",
+        ),
         (ATEN.i0.default, [a()], "unknown operation", "Check it by numbers with explr.lemma1"),
         (ATEN.gt.Scalar, [a(), 1], "unequal degrees", "Compare with 0, or with something that scales alike."),
         (ATEN.prelu.default, [a(), b(4)], "nonlinear", "Freeze the slope."),
