@@ -419,6 +419,14 @@ def test_what_cannot_be_built_is_refused(build, message):
     assert refusal(build) == message
 
 
+def test_a_run_under_way_begins_with_what_its_buffers_remember():
+    optimizer = adamw()
+    for _ in range(3):
+        update(optimizer)
+    assert ExpLR(optimizer).memory == [[1.0, 1.0, 0.0, 3.0]]
+    assert ExpLR(adamw(), steps_per_epoch=1).memory == [[1.0, 1.0, 0.0, 0.0]]
+
+
 def test_a_constant_rate_at_its_bound_is_taken():
     ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25))
     with pytest.raises(ExplrError, match=r"must not exceed 0\.25"):
@@ -822,12 +830,43 @@ def test_only_a_renormalised_run_grows_without_end(renormalize):
     scheduler = ExpLR(optimizer, model=net, renormalize=renormalize)
 
     def train():
-        for _ in range(200):
+        for _ in range(600):
             update(optimizer, gradient=0.0)
             scheduler.step()
 
     if renormalize:
         train()
-        assert scheduler.exponents == [200] and net[0].weight.abs().max() < 1
+        assert scheduler.exponents == [600] and net[0].weight.abs().max() < 1
+        assert scheduler.get_last_lr() == pytest.approx([1.0], rel=1e-9)  # 0.5 P P' / 4^600, though the growth is 2^1201
     else:
         assert refusal(train).startswith("the activations' growth of step 57 is exp(39.5094); in torch.float32 it may be")
+
+
+def test_eps_and_rate_of_a_renormalised_adamw_are_those_for_the_weights_that_it_holds():
+    rows = []
+    for renormalize in (False, None):
+        net = network()
+        optimizer = torch.optim.AdamW([net[0].weight], lr=0.5, betas=(0.5, 0.75), eps=0.25, weight_decay=0.5)
+        scheduler = ExpLR(optimizer, model=net, renormalize=renormalize)
+        assert scheduler.renormalize is (renormalize is None)
+        for _ in range(8):
+            update(optimizer, gradient=scheduler.gradient_scale[0])
+            scheduler.step()
+        factor = 2.0 ** scheduler.exponents[0]
+        rows.append([optimizer.param_groups[0]["lr"] * factor, optimizer.param_groups[0]["eps"] / factor])
+    assert factor == 8.0 and rows[0] == rows[1]
+
+
+def test_example_inputs_are_what_the_model_is_called_with():
+    layers = nn.Conv1d(1, 2, 3, bias=False), nn.Flatten(), nn.LayerNorm(16, elementwise_affine=False)
+    net = nn.Sequential(*layers, nn.Linear(16, 3).requires_grad_(False))
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    assert ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 1, 10),)).converted == [True]
+
+
+def test_a_model_of_which_nothing_converts_is_refused_with_the_reason():
+    net = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=0.0625)
+    said = refusal(lambda: ExpLR(optimizer, model=net))
+    assert said.startswith("the model is not scale-invariant in the optimizer's parameters: ")
+    assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0]["weight_decay"] == 0.0625

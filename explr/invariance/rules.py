@@ -6,6 +6,7 @@ A rule takes a ``Call``, gives a degree (or several, one per output) and asks fo
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -411,7 +412,17 @@ def normalise(call: Call) -> Degree | list[Degree]:
         given = call.shifted([axis], scale, [call.degree("bias")])
     elif bias is not None:
         given = call.join(scale, "bias")
-    return [given, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    return [given, *_statistics(call)]
+
+
+def _statistics(call: Call) -> list[Degree]:
+    """Return the degrees of what else a norm gives: where something reads them, the mean of its input and 1 / deviation."""
+    count = len(tensors_of(call.node)) - 1
+    if not any(user.target is operator.getitem and user.args[1] in (1, 2) and user.users for user in call.node.users):
+        return [CONSTANT] * count
+    x = call.degree("input")
+    known = [x, combine(CONSTANT, x, Fraction(-1))][-count:]  # the norm by root mean squares gives no mean
+    return [*known, *[CONSTANT] * (count - len(known))]
 
 
 def weight_norm(call: Call) -> list[Degree]:

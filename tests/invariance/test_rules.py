@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import fx
 
+from explr import scale_invariance
 from explr.invariance.calls import Call
-from explr.invariance.degrees import CONSTANT, Findings, Parts
+from explr.invariance.degrees import CONSTANT, Findings, Parts, Shifted
+from explr.invariance.memory import place_of
 from explr.invariance.rulebook import apply_rule
 
 ATEN = torch.ops.aten
@@ -26,15 +28,32 @@ def vector(text):
 
 
 class X:
-    """A tensor of a shape and a degree; positive, so that roots and logarithms are of numbers."""
+    """A tensor of a shape and a degree; positive, so that roots and logarithms are of numbers.
 
-    def __init__(self, degree, *shape, value=None):
+    With a shift: plus numbers of another degree that depend on the index along some axes alone.
+    """
+
+    def __init__(self, degree, *shape, value=None, shift=None, axes=(1,)):
         self.degree = None if degree is None else vector(degree)
         self.tensor = torch.rand(shape or (3, 4), dtype=torch.float64) + 0.5 if value is None else value
+        self.shift, self.axes = shift, frozenset(axes)
+        if shift is not None:
+            self.added = torch.rand([n if i in axes else 1 for i, n in enumerate(self.tensor.shape)], dtype=torch.float64)
+            self.plain, self.tensor = self.tensor, self.tensor + self.added
 
     def scaled(self, factors):
-        total = math.prod(factors[name] ** float(power) for name, power in (self.degree or {}).items())
+        total = growth(self.degree or {}, factors)
+        if self.shift is not None:
+            return self.plain * total + self.added * growth(vector(self.shift), factors)
         return self.tensor * total if self.tensor.is_floating_point() else self.tensor
+
+    def written(self, node):
+        shifted = self.shift is not None
+        return Shifted(self.axes, self.degree, (vector(self.shift),), place_of(self.tensor), node) if shifted else self.degree
+
+
+def growth(degree, factors):
+    return math.prod(factors[name] ** float(power) for name, power in degree.items())
 
 
 ZERO = X(None, value=torch.zeros(3, 4, dtype=torch.float64))
@@ -55,7 +74,7 @@ def applied(operation, arguments, options):
     def node_of(x):
         node = graph.placeholder("x")
         node.meta["val"] = x.tensor
-        found.memory.write(x.tensor, x.degree, lambda degrees: None)
+        found.memory.write(x.tensor, x.written(node), lambda degrees: None, placed=x.shift is not None)
         return node
 
     torch.manual_seed(0)
@@ -136,6 +155,11 @@ CASES = [
     case(ATEN.full_like.default, a(), 0.0, gives=None),
     case(ATEN.clone.default, ZERO, gives=None),
     case(ATEN.view.dtype, a(), torch.int64, gives="", asks="a"),
+    # what a rule does not look at must not scale, unless it is only looked at for its shape, or overwritten
+    case(ATEN.index_select.default, a(), 0, X("b", value=torch.tensor([0, 2, 1])), gives="a", asks="b"),
+    case(ATEN.view_as.default, a(3, 4), b(4, 3), gives="a"),
+    case(ATEN.zeros_like.default, b(), gives=None),
+    case(ATEN.add.out, a(), a(), out=b(), gives="a"),
     # products and quotients
     case(ATEN.mul.Tensor, a(), b(), gives="a+b"),
     case(ATEN.mul.Tensor, a(), 3.0, gives="a"),
@@ -220,6 +244,13 @@ CASES = [
     case(ATEN.scaled_dot_product_attention.default, a(2, 3, 4), b(2, 3, 4), b(2, 3, 4), gives="b", asks="a+b"),
     case(ATEN.scaled_dot_product_attention.default, *[constant(2, 3, 4)] * 3, b(3, 3), gives="", asks="b"),
     case(ATEN.linalg_eigh.default, X("a", value=torch.diag(torch.arange(1.0, 5.0).double())), gives=["a", ""]),
+    case(ATEN.layer_norm.default, a(2, 3, 4), [3, 4], b(3, 4), b(3, 4), 0.0, gives="b"),
+    case(ATEN.layer_norm.default, a(2, 3, 4), [3, 4], b(3, 4), X("2b", 3, 4), 0.0, gives="b", asks="-b"),
+    case(ATEN.instance_norm.default, a(2, 3, 4), None, None, None, None, True, 0.1, 0.0, False, gives=""),
+    case(ATEN.linalg_svd.default, a(3, 3), gives=["", "a", ""]),
+    case(ATEN.linalg_qr.default, a(3, 3), gives=["", "a"]),
+    case(ATEN._embedding_bag.default, a(5, 4), INDEX, X("", value=torch.tensor([0, 2])), gives=["a", "", "", ""]),
+    case(ATEN.rand_like.default, a(), gives=""),
     # not homogeneous
     case(ATEN.softmax.int, a(), 1, gives="", asks="a"),
     case(ATEN.gelu.default, a(), gives="", asks="a"),
@@ -239,7 +270,7 @@ def test_a_rule_gives_the_degree_that_numbers_have(operation, arguments, options
         factors = {"a": 2.0, "b": 0.25}
         before, after = (outputs(operation, arguments, options, of) for of in ({"a": 1.0, "b": 1.0}, factors))
         for degree, one, other in zip(gives, before, after, strict=False):
-            expected = one * math.prod(factors[name] ** float(power) for name, power in (degree or {}).items())
+            expected = one * growth(degree or {}, factors)
             torch.testing.assert_close(other, expected.to(other.dtype), rtol=1e-12, atol=0, equal_nan=True)
 
 
@@ -292,6 +323,12 @@ def test_the_norms_and_their_parameters_are_noted():
     "operation, arguments, kind, remedy",
     [
         (ATEN.gelu.default, [a()], "nonlinear", "Put a norm without trainable affine before it"),
+        (
+            ATEN.index_select.default,
+            [a(), 0, X("b", value=torch.tensor([0, 2, 1]))],
+            "unknown operation",
+            "Check it by numbers with explr.lemma1",
+        ),
         (ATEN.i0.default, [a()], "unknown operation", "Check it by numbers with explr.lemma1"),
         (ATEN.gt.Scalar, [a(), 1], "unequal degrees", "Compare with 0, or with something that scales alike."),
         (ATEN.prelu.default, [a(), b(4)], "nonlinear", "Freeze the slope."),
@@ -313,3 +350,140 @@ def test_a_condition_says_what_would_mend_it(operation, arguments, kind, remedy)
     _, found = applied(operation, arguments, {})
     assert found.conditions[0].kind == kind and found.conditions[0].remedy.startswith(remedy)
     assert "XX" not in found.conditions[0].remedy
+
+
+def s(*shape, axes=(1,), degree="a", shift="c"):
+    return X(degree, *shape, shift=shift, axes=axes)
+
+
+def kept(operation, *arguments, axes=(1,), degree="a", shifts=("c",), **options):
+    """Say that what is added along some axes stays apart: along which, and of which degrees."""
+    label = f"{operation}-{axes}-{degree}-{shifts}-{len(arguments)}"
+    return pytest.param(operation, list(arguments), options, set(axes), vector(degree), tuple(map(vector, shifts)), id=label)
+
+
+KEPT = [
+    kept(ATEN.neg.default, s()),
+    kept(ATEN.clone.default, s(axes=(0,)), axes=(0,)),
+    kept(ATEN.mul.Tensor, s(), 2.0),
+    kept(ATEN.div.Tensor, s(), 2.0),
+    kept(ATEN.add.Tensor, s(), a()),
+    kept(ATEN.add.Tensor, a(), s()),
+    kept(ATEN.sub.Tensor, s(), s(shift="d"), shifts=("c", "d")),
+    kept(ATEN.add.Tensor, s(2, 3, 4, axes=(1,)), s(2, 3, 4, axes=(2,)), axes=(1, 2)),
+    kept(ATEN.linear.default, s(), constant(5, 4)),
+    kept(ATEN.linear.default, s(), b(5, 4), degree="a+b", shifts=("b+c",)),
+    kept(ATEN.linear.default, s(), b(5, 4), X("d", 5), degree="a+b", shifts=("b+c", "d")),
+    kept(ATEN.linear.default, a(), b(5, 4), X("c", 5), degree="a+b"),
+    kept(ATEN.linear.default, a(2, 3, 4), b(5, 4), X("c", 5), axes=(2,), degree="a+b"),
+    kept(ATEN.conv2d.default, a(2, 3, 5, 5), b(4, 3, 3, 3), X("c", 4), degree="a+b"),
+    kept(ATEN.conv2d.default, a(2, 3, 5, 5), b(4, 3, 3, 3), X("c", 4), [1, 1], [1, 1], degree="a+b"),
+    kept(ATEN.conv1d.default, s(2, 3, 5), b(4, 3, 3), degree="a+b", shifts=("b+c",)),
+    kept(ATEN.conv1d.padding, s(2, 3, 5), b(4, 3, 3), None, [1], "valid", degree="a+b", shifts=("b+c",)),
+    kept(ATEN.max_pool1d.default, s(2, 3, 8), [2]),
+    kept(ATEN.avg_pool1d.default, s(2, 3, 8), [2]),
+    kept(ATEN.avg_pool1d.default, s(2, 3, 8), [2], [2], [1], False, False),
+    kept(ATEN.adaptive_avg_pool1d.default, s(2, 3, 8), [2]),
+    kept(ATEN.reflection_pad1d.default, s(2, 3, 8), [1, 1]),
+    kept(ATEN.pad.default, s(2, 3, 8), [1, 1], "replicate"),
+    kept(ATEN.matmul.default, b(2, 3), s(3, 4, axes=(0,)), axes=(0,), degree="a+b", shifts=("b+c",)),
+    kept(ATEN.bmm.default, b(2, 5, 3), s(2, 3, 4, axes=(0, 1)), axes=(0, 1), degree="a+b", shifts=("b+c",)),
+    kept(ATEN.einsum.default, "ij,jk->ik", [b(2, 3), s(3, 4, axes=(0,))], axes=(0,), degree="a+b", shifts=("b+c",)),
+    kept(ATEN.einsum.default, "jk, ij -> ki", [s(3, 4, axes=(1,)), b(2, 3)], axes=(0, 1), degree="a+b", shifts=("b+c",)),
+]
+
+
+@pytest.mark.parametrize("operation, arguments, options, axes, degree, shifts", KEPT)
+def test_what_is_added_along_an_axis_stays_apart_as_in_numbers(operation, arguments, options, axes, degree, shifts):
+    given, found = applied(operation, arguments, options)
+    assert isinstance(given, Shifted) and (given.axes, given.degree, given.shifts) == (axes, degree, shifts)
+    assert found.conditions == []
+    factors = {"a": 2.0, "b": 0.5, "c": 4.0, "d": 8.0}
+    (before,), (after,) = (outputs(operation, arguments, options, of) for of in (dict.fromkeys(factors, 1.0), factors))
+    rest = after - before * growth(degree, factors)  # what does not grow so depends on those axes alone
+    others = [axis for axis in range(rest.ndim) if axis not in axes]
+    if others:
+        torch.testing.assert_close(rest, rest.mean(others, keepdim=True).expand_as(rest), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "operation, arguments, asks",
+    [
+        (ATEN.sum.dim_IntList, [s(), [1]], "a-c"),
+        (ATEN.mul.Tensor, [s(), b()], "a-c"),
+        (ATEN.linear.default, [s(axes=(0,)), constant(5, 4)], "a-c"),
+        (ATEN.conv1d.default, [s(2, 3, 5), b(4, 3, 3), None, [1], [1]], "a-c"),
+        (ATEN.conv1d.padding, [s(2, 3, 5), b(4, 3, 3), None, [1], "same"], "a-c"),
+        (ATEN.conv1d.default, [s(2, 3, 5, axes=(2,)), b(4, 3, 3)], "a-c"),
+        (ATEN.avg_pool1d.default, [s(2, 3, 8), [2], [2], [1]], "a-c"),
+        (ATEN.avg_pool1d.default, [s(2, 3, 8, axes=(2,)), [2]], "a-c"),
+        (ATEN.matmul.default, [b(2, 3), s(3, 4)], "a-c"),
+        (ATEN.einsum.default, ["ij,jk->ik", [s(2, 3), s(3, 4)]], "a-c a-c"),
+        (ATEN.softmax.int, [s(), 0], "a"),
+        (ATEN.softmax.int, [s(), -2], "a"),
+        (ATEN.softmax.int, [s(), 1], "a-c a"),
+        (ATEN.masked_fill.Scalar, [s(), MASK, 0.0], "a-c"),
+        (ATEN.layer_norm.default, [s(), [4], None, None, 0.0], "a-c"),
+        (ATEN.group_norm.default, [s(2, 4, 5), 2, None, None, 0.0], "a-c"),
+        (ATEN.constant_pad_nd.default, [s(2, 3, 8), [1, 1], 0.0], "a-c"),
+        (ATEN.add.Tensor, [s(), b()], "a-b"),
+    ],
+)
+def test_what_is_added_along_an_axis_must_grow_alike_elsewhere(operation, arguments, asks):
+    _, found = applied(operation, arguments, {})
+    assert [condition.vector for condition in found.conditions] == [vector(one) for one in asks.split()]
+
+
+@pytest.mark.parametrize(
+    "operation, arguments",
+    [
+        (ATEN.batch_norm.default, [s(), None, None, None, None, True, 0.1, 0.0, False]),
+        (ATEN.group_norm.default, [s(2, 4, 5), 4, None, None, 0.0]),
+    ],
+)
+def test_a_norm_per_channel_takes_away_what_is_added_to_a_channel(operation, arguments):
+    degree, found = applied(operation, arguments, {})
+    assert degree[0] == CONSTANT and found.conditions == []
+    before, after = (outputs(operation, arguments, {}, {"a": 2.0, "c": c}) for c in (1.0, 64.0))
+    torch.testing.assert_close(before, after, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_masked_out_may_be_shifted():
+    degree, found = applied(ATEN.masked_fill.Scalar, [s(), MASK, -INF], {})
+    assert isinstance(degree, Shifted) and degree.axes == {1} and found.conditions == []
+
+
+def test_what_all_keys_have_in_common_a_softmax_takes_away():
+    arguments = [constant(2, 3, 4), s(2, 5, 4, axes=(0, 2), degree="", shift="c"), b(2, 5, 4)]
+    degrees, found = applied(ATEN.scaled_dot_product_attention.default, arguments, {})
+    assert (degrees, found.conditions) == ([vector("b")], [])
+    before, after = (outputs(ATEN.scaled_dot_product_attention.default, arguments, {}, {"b": 1.0, "c": c}) for c in (1.0, 3.0))
+    torch.testing.assert_close(before, after, rtol=1e-9, atol=1e-9)
+    _, found = applied(ATEN.scaled_dot_product_attention.default, [constant(2, 3, 4), s(2, 5, 4), b(2, 5, 4)], {})
+    assert [condition.vector for condition in found.conditions] == [vector("a-c"), vector("a")]
+
+
+class Reads(torch.nn.Module):
+    """Gives one of the outputs of a norm."""
+
+    def __init__(self, norm, index):
+        super().__init__()
+        self.linear, self.norm, self.index = torch.nn.Linear(4, 4, bias=False), norm, index
+
+    def forward(self, x):
+        return self.norm(self.linear(x))[self.index]
+
+
+@pytest.mark.parametrize("index, degree", [(0, 0), (1, 1), (2, -1)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: torch.native_layer_norm(x, [4], None, None, 0.0),
+        lambda x: torch.native_group_norm(x.unsqueeze(2).contiguous(), None, None, 6, 4, 1, 2, 0.0),
+        lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 0.0),
+    ],
+    ids=["layer", "group", "batch"],
+)
+def test_mean_and_deviation_that_a_norm_gives_besides_go_with_its_input(norm, index, degree):
+    report = scale_invariance(Reads(norm, index).double(), torch.randn(6, 4, dtype=torch.float64), verify=False)
+    assert report.degree == degree and report.invariant == (degree == 0)
