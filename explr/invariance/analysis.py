@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import chance_in_tensors
-from explr.invariance.degrees import Condition, Degree, Vector, combine, distinct_vectors, in_words, total_degree
+from explr.invariance.degrees import Condition, Degree, Vector, combine, distinct_vectors, in_words, scales_of, total_degree
 from explr.invariance.findings import Approximation, NormReport, Obstruction, Row, Verification
 from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
@@ -115,7 +115,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
 def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> tuple[dict[str, tuple[float, Vector]], float]:
     """Return module → eps, where it is an attribute, with its degree; and the largest of the others, relatively."""
     modules = dict(graph.model.named_modules())
-    added = [(n, _eps_of(n), [combine(v, v) for v in distinct_vectors([degree])]) for n, degree in graph.norms]
+    added = [(n, _eps_of(n), [combine(v, v) for v in scales_of(degree)]) for n, degree in graph.norms]
     added += [(eps.node, eps.eps, [eps.vector]) for eps in graph.eps]
     degrees: dict[str, list[Vector | None]] = {}
     for node, _, vectors in added:

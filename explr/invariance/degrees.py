@@ -64,6 +64,14 @@ def vectors_of(degree: Degree) -> list[Vector | None]:
     return [degree.degree, *degree.shifts] if isinstance(degree, Shifted) else [degree]
 
 
+def scales_of(degree: Degree) -> list[Vector]:
+    """Return the degrees of the parts of a tensor without what only shifts them: those of what a norm divides by."""
+    if isinstance(degree, Parts):
+        return [vector for part in degree.parts for vector in scales_of(part)]
+    scale = degree.degree if isinstance(degree, Shifted) else degree
+    return [] if scale is None else [scale]
+
+
 def apart(degree: Degree, axis: int) -> bool:
     """Tell whether whatever differs in degree is told apart by the index along this axis alone."""
     if isinstance(degree, Parts):

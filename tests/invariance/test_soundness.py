@@ -915,6 +915,14 @@ def later(m, y, state):
     return y
 
 
+def test_an_eps_behind_a_shift_per_channel_is_scaled_along_in_the_verification():
+    """The shift is taken away before anything is squared: the eps has the degree of what is left."""
+    parts = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, affine=False, eps=0.1)]
+    report = scale_invariance(nn.Sequential(*parts), torch.randn(2, 4))
+    assert {"1.bias", "2.weight"} <= {name for part in (report.alone, *report.joint) for name in part}
+    assert report.verified and report.verification.change < 1e-12, report.verification
+
+
 def test_verification_finds_nothing_to_say_where_it_cannot_copy():
     other = linear()
     model = net(lambda m, x: rms(other(m.a(x))), b=other)  # the function knows the original, whatever becomes of m
