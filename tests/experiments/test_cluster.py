@@ -188,7 +188,7 @@ def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
 
 def test_jobs_of_this_machine_end_with_the_command(tmp_path):
     place = Place(tmp_path)
-    process = place.start(*LOCAL, sleep=1.0)
+    process = place.start(*LOCAL, sleep=10.0)  # an epoch: on a busy machine the run must not be over before the signal
     pid = place.training(process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=200)
