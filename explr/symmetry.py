@@ -148,11 +148,14 @@ class Norms:
     def scale_statistics(self, factors: Sequence[float]) -> None:
         """Scale running means and variances as if the weights of each group had been multiplied by its factor."""
         for path, layer in self.layers.items():
+            mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+            if mean is None and variance is None:
+                continue
             factor = self._factor(path, factors)
-            for name, power in (("running_mean", 1), ("running_var", 2)):
-                statistic = getattr(layer, name, None)
-                if statistic is not None:
-                    statistic.mul_(factor**power)
+            if mean is not None:
+                mean.mul_(factor)
+            if variance is not None:
+                variance.mul_(factor * factor)
 
     def scale_eps(self, factors: Sequence[float]) -> None:
         """Set every eps to what belongs to weights that many times those which the network had when this was built."""
