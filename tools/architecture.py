@@ -13,6 +13,7 @@ import html
 import sys
 from collections.abc import Iterator
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from tools.address import ROOT
@@ -31,6 +32,7 @@ EVERYWHERE = {"errors"}
 FRONT_DOOR = {"__init__", "__main__", "data", "models"}
 COLOURS = ("#bcdcf0", "#f6d9a8", "#b9e3cf", "#ecc6dd")  # tints of the book's palette, for dark text on any page
 BOX, ROW, GAP = 80, 50, 5
+WIDEST = 7  # boxes in a row, whose words can be read at the width of a page
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -116,12 +118,13 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def drawing(graph: dict[str, set[str]]) -> str:
-    """Return the picture as SVG: a row for each height, a colour for each wing; it fits the column of a page."""
+    """Return the picture as SVG: a row or more for each height, a colour for each wing; it fits the column of a page."""
     heights = levels(graph)
-    top = max(heights.values())
-    rows = [
-        [name for part in CEILINGS for name in graph if wing(name) == part and heights[name] == top - i] for i in range(top + 1)
-    ]
+    rows = []
+    for height in range(max(heights.values()), -1, -1):
+        alike = [name for part in CEILINGS for name in graph if wing(name) == part and heights[name] == height]
+        size = ceil(len(alike) / ceil(len(alike) / WIDEST))
+        rows += [alike[start : start + size] for start in range(0, len(alike), size)]
     width = max(map(len, rows)) * (BOX + GAP) - GAP
     places = {
         name: ((width - len(row) * (BOX + GAP) + GAP) // 2 + index * (BOX + GAP), 44 + level * ROW)
@@ -129,7 +132,7 @@ def drawing(graph: dict[str, set[str]]) -> str:
         for index, name in enumerate(row)
     }
     parts = [
-        f'<svg viewBox="0 0 {width} {44 + (top + 1) * ROW - 20}" width="100%" role="img" aria-label="The modules of explr by '
+        f'<svg viewBox="0 0 {width} {44 + len(rows) * ROW - 20}" width="100%" role="img" aria-label="The modules of explr by '
         'height, coloured by wing; every line is an import and goes down." xmlns="http://www.w3.org/2000/svg" '
         'font-family="sans-serif" font-size="12" text-anchor="middle">'
     ]

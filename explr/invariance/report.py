@@ -71,12 +71,12 @@ class InvarianceReport:
 
     @property
     def verified(self) -> bool:
-        """Whether what converts was scaled, and the output seen to stay as it is; if not, :attr:`verification` says why."""
+        """Whether what converts was scaled, and the output seen to stay as it is; if not, ``verification`` says why."""
         return self.verification.change is not None
 
     @property
     def share(self) -> float:
-        """The share of the trainable numbers that convert as they are, which is all but those of :attr:`rest`."""
+        """The share of the trainable numbers that convert as they are, which is all but those of ``rest``."""
         sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
         return 1.0 - sum(sizes[name] for name in self.rest) / sum(sizes.values())
 
