@@ -255,7 +255,7 @@ def descent(gradients: Mapping[str, Rates], effective: Mapping[str, Rates], guid
     2
     """
     with figure_of(panels=2, height=2.4) as (figure, panels):
-        shades = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(gradients)))
+        shades = plt.get_cmap("viridis")(np.linspace(0.0, 0.7, len(gradients)))
         for shade, (name, values) in zip(shades, gradients.items(), strict=True):
             steps = np.arange(1, len(values) + 1)
             panels[0].plot(steps, values, color=shade, label=name)
