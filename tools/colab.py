@@ -1,7 +1,7 @@
 """Run notebooks of the book in an environment like Google Colab's, with nothing of ours in it but the wheel.
 
-    python -m tools.colab                  make the environment, see what the set-up cell would change, run two notebooks
-    python -m tools.colab book/x.ipynb     run these instead
+    python -m tools.colab                  make the environment, see what the set-up cell would change, run all notebooks
+    python -m tools.colab book/x.ipynb     run these only
 
 What Colab has installed is published (github.com/googlecolab/backend-info); ``COLAB`` is what of it matters here, as of June
 2026. Python and torch are those of this machine: Colab's own need hours to fetch. Sliders are live, as they are there.
@@ -44,7 +44,6 @@ COLAB = {
 }
 LENT = ("torch", "torchvision")  # by the environment that runs this; they are large
 STAY = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "ipywidgets")  # what a cell of ours must not touch there
-NOTEBOOKS = ("book/05-theorem-2.ipynb", "book/appendix-proofs.ipynb")
 EXECUTE = """
 import sys, nbclient, nbformat, explr, ipywidgets, matplotlib, numpy, torch
 print("explr from", explr.__file__)
@@ -108,7 +107,7 @@ def would_change(python: str, wheel: Path) -> dict[str, str]:
 def main() -> int:
     """Run the command line; return 1 where the set-up cell would change what it must not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, default=[ROOT / name for name in NOTEBOOKS])
+    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted((ROOT / "book").glob("*.ipynb")))
     chosen = parser.parse_args().notebooks
     python = make_environment()
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "EXPLR_STATIC")}
