@@ -289,8 +289,10 @@ def _example(text: str) -> Tensor:
         if not isinstance(kind, torch.dtype):
             raise ValueError
         return torch.randn(sizes, dtype=kind) if kind.is_floating_point else torch.zeros(sizes, dtype=kind)
-    except (ValueError, AttributeError, RuntimeError):
-        raise ExplrError(f"--input {text} is not [NAME=]SHAPE[:DTYPE], such as 2,3,224,224 or 2,16:int64.") from None
+    except (ValueError, AttributeError, RuntimeError, TypeError):  # the last two where a size is too large
+        raise ExplrError(
+            f"--input {text} is not [NAME=]SHAPE[:DTYPE] of a tensor that fits into memory, such as 2,3,224,224 or 2,16:int64."
+        ) from None
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -167,10 +167,13 @@ class Run:
         """Write the record as JSON, whole or not at all, with a digest of what it says.
 
         Raises:
-            ExplrError: if it cannot be written; what was there is as it was.
+            ExplrError: if it cannot be written, or holds what JSON cannot, such as infinity; what was there is as it was.
         """
         record = {"format": _FORMAT, **dataclasses.asdict(self)}
-        record["sha256"] = _digest(record)
+        try:
+            record["sha256"] = _digest(record)
+        except (TypeError, ValueError) as error:
+            raise ExplrError(f"{path} is not written: a record is made of texts and finite numbers ({error}).") from error
         with atomic_write(Path(path)) as file:
             file.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
@@ -213,6 +216,7 @@ class Run:
         origin = self.provenance
         if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in ("data", "device")):
             raise ValueError("provenance does not name data and device")
+        _digest(dataclasses.asdict(self))  # what else it holds is finite, too
 
 
 def check_series(field: str, series: Any, names: Iterable[str], epochs: int) -> None:
@@ -239,8 +243,8 @@ def check_series(field: str, series: Any, names: Iterable[str], epochs: int) -> 
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """Return the digest of what a record says, however its text is laid out."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    """Return the digest of what a record says, however its text is laid out; a ValueError where it holds no finite number."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def provenance(

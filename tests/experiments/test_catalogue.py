@@ -295,6 +295,7 @@ def test_check_command_takes_it_that_its_reader_has_seen_enough():
         (["check", "torchvision.models:resnet18", "--input", "x=1,a"], "--input 1,a is not"),
         (["check", "explr.models:preresnet32", "--input", "2,three"], "--input 2,three"),
         (["check", "explr.models:preresnet32", "--input", "2:int99"], "--input 2:int99"),
+        (["check", "explr.models:preresnet32", "--input", "1" + 40 * "0"], "that fits into memory"),
         (["check", "explr.models:preresnet32", "--input", "2,5"], "5"),
         (["convert", "--lr", "0.8", "--weight-decay", "0.005", "--momentum", "0.9"], "exceeds"),
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),

@@ -275,6 +275,7 @@ def test_records_without_a_digest_load_and_the_text_may_be_laid_out_anew(tmp_pat
         (("weight_norms", "stem.weight", 0), -1.0, "weight_norms"),
         (("provenance",), {}, "provenance"),
         (("provenance", "data"), 3, "provenance"),
+        (("provenance", "seconds"), float("inf"), "not JSON compliant"),
         (("surplus",), 3, "surplus"),
         (("sha256",), "0" * 64, "sha256"),
     ],
@@ -295,6 +296,17 @@ def test_a_record_that_no_run_gives_is_refused_and_the_field_named(tmp_path, fin
     with pytest.raises(ExplrError) as caught:
         Run.load(path)
     assert "run.json" in str(caught.value) and part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), object()])
+def test_what_json_cannot_hold_is_not_written(tmp_path, finished, value):
+    run, _ = finished
+    run.save(tmp_path / "run.json")
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ExplrError, match=r"run\.json is not written: a record is made of texts and finite numbers"):
+        dataclasses.replace(run, provenance={**run.provenance, "seconds": value}).save(tmp_path / "run.json")
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 # ---- a full disk
