@@ -13,6 +13,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import math
 import sys
 import tempfile
@@ -438,6 +439,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=10_000, help="of each target")
     parser.add_argument("--only", choices=sorted(TARGETS), action="append", help="these targets (default: all)")
     options = parser.parse_args()
+    logging.getLogger("explr").setLevel(logging.ERROR)  # what each ExpLR converts
     wrong = 0
     for name in options.only or TARGETS:
         start = time.perf_counter()
