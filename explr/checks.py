@@ -60,8 +60,8 @@ def one_float(name: str, value: Any) -> float:
 _MOST = 10**9  # numbers that an array of one a step holds
 
 
-def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
-    """Return a whole number of at least ``least`` and at most a billion; numpy's are taken, 2.0 is not.
+def whole(name: str, value: Any, least: int = 1, *, of: str = "steps", most: int = _MOST) -> int:
+    """Return a whole number of at least ``least`` and at most ``most``; numpy's are taken, 2.0 is not.
 
     >>> whole("steps", 2.5)
     Traceback (most recent call last):
@@ -69,8 +69,8 @@ def whole(name: str, value: Any, least: int = 1, *, of: str = "steps") -> int:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ExplrError(f"{name}={short(value)} must be a number of {of}, >= {least}.")
-    if int(value) > _MOST:
-        raise ExplrError(f"{name}={short(value)} must be a number of {of} that a run can have, at most {_MOST:,}.")
+    if int(value) > most:
+        raise ExplrError(f"{name}={short(value)} must be a number of {of} that a run can have, at most {most:,}.")
     return int(value)
 
 

@@ -265,7 +265,8 @@ def fuzz_record(draw: st.DataObject) -> None:
             for _ in range(draw.draw(st.integers(1, 2))):
                 record = _changed(record, draw)
             if kind == "sealed" and isinstance(record, dict):
-                record["sha256"] = records._digest(record)
+                with contextlib.suppress(ValueError):  # of infinity there is no digest
+                    record["sha256"] = records._digest(record)
             content = json.dumps(record).encode()
         path.write_bytes(content)
         with contextlib.suppress(ExplrError):

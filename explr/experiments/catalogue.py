@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from explr.checks import whole
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
 from explr.experiments.arms import DivergedError
@@ -134,7 +135,8 @@ def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
     """Return (arm, seed) of every run of an experiment, seed by seed, so that whole comparisons are finished first."""
     experiment = _experiment(name)
     arms = experiment.arms(EPOCHS, STEPS_PER_EPOCH)
-    return [(arm, seed) for seed in range(seeds or experiment.seeds) for arm in arms]
+    count = experiment.seeds if seeds is None else whole("seeds", seeds, of="seeds", most=10_000)
+    return [(arm, seed) for seed in range(count) for arm in arms]
 
 
 def record_folder(
@@ -151,6 +153,7 @@ def record_folder(
     >>> record_folder("figure5", epochs=20, precision="bfloat16").name
     'figure5-20-epochs-bfloat16'
     """
+    whole("epochs", epochs, of="epochs", most=1_000_000)
     parts = [name] + [f"{epochs}-epochs"] * (epochs != EPOCHS) + ["small"] * small
     parts += [precision] * (precision != "float32") + ["stand-in"] * stand_in
     return (results or results_folder()) / "-".join(parts)
@@ -262,17 +265,16 @@ def run_experiment(
             at the end, if runs have diverged.
     """
     experiment = _experiment(name)
+    names = run_names(name, seeds=seeds)
     device = pick_device(device)
-    together = together or (4 if device.type == "cuda" else 1)
-    if epochs < 1 or together < 1 or (seeds is not None and seeds < 1):
-        raise ExplrError(f"epochs={epochs}, seeds={seeds} and together={together} must be at least 1.")
+    together = (4 if device.type == "cuda" else 1) if together is None else whole("together", together, of="runs")
     folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=is_stand_in(data), results=results)
     if small:
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
     arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
     waiting: list[_Waiting] = []
     diverged: list[str] = []
-    for arm, seed in run_names(name, seeds=seeds):
+    for arm, seed in names:
         path = record_path(folder, arm, seed)
         config = replace(arms[arm], seed=seed, precision=precision)
         if small:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from explr import schedules
+from explr.checks import short
 from explr.equivalence import AdamWSchedule, ExpSchedule, convert, convert_adamw, texp
 from explr.errors import ExplrError
 from explr.experiments.data import Dataset
@@ -90,8 +91,8 @@ class RunConfig:
         """
         for name, least in {"epochs": 1, "batch_size": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ExplrError(f"{name}={value!r} must be a whole number, at least {least}.")
+            if not isinstance(value, int) or not least <= value < 2**63:
+                raise ExplrError(f"{name}={short(value)} must be a whole number, at least {least} and below 2**63.")
         for name in ("weight_decay", "momentum", "weight_scale"):
             if not isinstance(getattr(self, name), int | float):
                 raise ExplrError(f"{name}={getattr(self, name)!r} must be a number.")
