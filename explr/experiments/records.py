@@ -239,8 +239,8 @@ def check_series(field: str, series: Any, names: Iterable[str], epochs: int) -> 
         if len(values) != epochs:
             raise ValueError(f"{field}.{name} has {len(values)} entries for {epochs} epochs")
         for epoch, value in enumerate(values):
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise ValueError(f"{field}.{name}[{epoch}] is {value!r}, no finite number")
+            if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{field}.{name}[{epoch}] is {short(value)}, no finite number")
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -307,8 +307,17 @@ def test_a_job_that_finds_other_images_makes_no_record(monkeypatch, tmp_path):
 def test_a_job_sees_the_gpus_that_the_command_saw(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["explr"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("explr.experiments.cluster.run_experiment", lambda *_, **__: [])
     for visible, seen in ((None, "0"), ("3", "3")):
-        Piece("figure2", (), "synthetic", synthetic().name, {"results": tmp_path, "device": "cpu"}, (), visible)()
+        Piece(
+            "figure2",
+            (("constant-decay", 0),),
+            "synthetic",
+            synthetic().name,
+            {"results": tmp_path, "device": "cpu"},
+            (),
+            visible,
+        )()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 

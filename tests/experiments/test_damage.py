@@ -273,6 +273,7 @@ def test_records_without_a_digest_load_and_the_text_may_be_laid_out_anew(tmp_pat
         (("weight_norms",), {}, "weight_norms"),
         (("weight_norms", "stem.weight"), [1.0], "weight_norms.stem.weight has 1 entries for 2 epochs"),
         (("weight_norms", "stem.weight", 0), -1.0, "weight_norms"),
+        (("weight_norms", "stem.weight", 0), 10**400, "weight_norms.stem.weight[0] is 1000"),
         (("provenance",), {}, "provenance"),
         (("provenance", "data"), 3, "provenance"),
         (("provenance", "seconds"), float("inf"), "not JSON compliant"),
