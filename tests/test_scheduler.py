@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from explr import ExpLR, ExplrError, convert, convert_adamw
-from explr.optim import MARK, has_explr
+from explr.watching import MARK, has_explr
 
 
 def weights(count=1, dtype=torch.float64):
@@ -336,13 +336,51 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     assert numbers(optimizer, scheduler) == before
 
 
-@pytest.mark.parametrize("state", [None, [], {}, {"last_epoch": 1}])
-def test_what_is_no_state_is_refused(state):
+@pytest.mark.parametrize(
+    "state, whose",
+    [
+        (None, "None"),
+        ([], "[]"),
+        ({}, "of nothing"),
+        ({"weight": 1, "bias": 2}, "of weight, bias"),
+        (sgd().state_dict(), "an optimizer's"),
+        (adamw().state_dict(), "an optimizer's"),
+        (lr_scheduler.StepLR(sgd(), 2).state_dict(), "another scheduler's"),
+        (lr_scheduler.ReduceLROnPlateau(sgd()).state_dict(), "another scheduler's"),
+    ],
+)
+def test_what_is_no_state_is_refused_and_called_by_its_name(state, whose):
     said = (
-        "the state is not that of an ExpLR: it must come from ExpLR.state_dict(). A checkpoint of the script without ExpLR is "
+        f"the state is {whose}, not an ExpLR's: load what ExpLR.state_dict() gave. A checkpoint of the script without ExpLR is "
         "loaded before ExpLR is built."
     )
     assert refusal(lambda: stateful()[1].load_state_dict(state)) == said
+
+
+@pytest.mark.parametrize("make, other", [(sgd, adamw), (adamw, sgd), (adamw, lambda: sgd(nesterov=True))])
+def test_the_state_of_another_optimizer_is_refused_and_changes_nothing(make, other):
+    optimizer, foreign = make(), other()
+    scheduler, theirs = ExpLR(optimizer), ExpLR(foreign)
+    run(optimizer, scheduler, 2), run(foreign, theirs, 3)
+    before = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    said = refusal(lambda: scheduler.load_state_dict(theirs.state_dict()))
+    assert said.endswith(f"has 1 ({scheduler.families[0]}): build the optimizer as it was built for the state.")
+    missing = "betas, eps" if make is adamw else "dampening, momentum"
+    assert refusal(lambda: optimizer.load_state_dict(foreign.state_dict())) == (
+        f"the state is of another optimizer: it has no {missing}, which {type(optimizer).__name__} has. Build the optimizer as "
+        "it was built for the state."
+    )
+    assert repr((optimizer.state_dict(), scheduler.state_dict())) == repr(before)
+    run(optimizer, scheduler, 1)
+
+
+@pytest.mark.parametrize("state", [{}, {"last_epoch": 1}, {"param_groups": None}])
+def test_what_is_no_state_of_an_optimizer_is_refused_by_one_under_explr(state):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer)
+    said = "the state is not an optimizer's: it has no param_groups. Load what optimizer.state_dict() gave."
+    assert refusal(lambda: optimizer.load_state_dict(state)) == said
+    run(optimizer, scheduler, 1)
 
 
 def test_a_wrapped_scheduler_that_cannot_load_its_state_keeps_its_own():
@@ -573,6 +611,39 @@ def test_a_plateau_takes_its_metric_by_name():
         update(optimizer)
         scheduler.step(metrics=1.0)
     assert scheduler.lrs == [0.25]
+
+
+@pytest.mark.parametrize("nothing", [((None,), {}), ((), {"epoch": None}), ((None, None), {})])
+@pytest.mark.parametrize(
+    "wrap, options, rates",
+    [
+        (lambda optimizer: None, {}, [0.5, 0.5, 0.5]),
+        (lambda optimizer: lr_scheduler.StepLR(optimizer, 1, 0.5), {}, [0.25, 0.125, 0.0625]),
+        (lambda optimizer: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(optimizer, 1, 0.5)]), {}, [0.25, 0.125, 0.0625]),
+        (lambda optimizer: lr_scheduler.StepLR(optimizer, 1, 0.5), {"steps_per_epoch": 2}, [0.5, 0.25, 0.25]),
+    ],
+    ids=["none", "StepLR", "ChainedScheduler", "steps_per_epoch"],
+)
+def test_a_step_with_none_for_an_epoch_is_a_step(wrap, options, rates, nothing):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, wrap(optimizer), **options)
+    seen = []
+    for _ in rates:
+        update(optimizer)
+        scheduler.step(*nothing[0], **nothing[1])
+        seen += scheduler.lrs
+    assert seen == rates
+
+
+@pytest.mark.parametrize("nothing", [((), {}), ((None,), {}), ((), {"metrics": None}), ((), {"epoch": None})])
+def test_a_plateau_without_its_metric_is_told_so(nothing):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer))
+    update(optimizer)
+    assert refusal(lambda: scheduler.step(*nothing[0], **nothing[1])) == (
+        "step() lacks the metric that the wrapped ReduceLROnPlateau watches: call step(metric), once for each new value; for "
+        'Lightning, put "reduce_on_plateau": True beside the scheduler.'
+    )
 
 
 def test_a_scheduler_that_adds_a_group_is_found_out():
