@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,6 +127,7 @@ def test_a_group_that_does_not_decay_or_convert_keeps_what_it_has():
     assert [group_of(optimizer, "lr", "weight_decay", index=i) for i in (1, 2)] == [[0.25, 0.0], [0.25, 0.0625]]
     assert scheduler.log_lr[1:] == [math.log(0.25)] * 2 and scheduler.rates[1:] == [0.25, 0.25]
     assert [MARK in group for group in optimizer.param_groups] == [True, False, False]
+    assert scheduler.memory[1:] == [[0.0, 1.0], [0.0, 1.0]] and scheduler.shares[1:] == [0.0, 0.0]
 
 
 def test_a_rate_of_0_is_one():
@@ -192,8 +194,9 @@ def test_a_scheduler_is_called_with_what_it_takes():
     update(optimizer)
 
 
+@pytest.mark.parametrize("calls", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_rate_that_is_a_tensor_stays_one_and_is_what_the_dtype_holds(dtype):
+def test_a_rate_that_is_a_tensor_stays_one_and_is_what_the_dtype_holds(dtype, calls):
     rate = torch.tensor(0.5, dtype=dtype)
     optimizer = sgd({"params": weights(), "lr": rate})
     scheduler = ExpLR(optimizer)
@@ -201,9 +204,10 @@ def test_a_rate_that_is_a_tensor_stays_one_and_is_what_the_dtype_holds(dtype):
     for step in range(4):
         assert optimizer.param_groups[0]["lr"] is rate and scheduler.get_last_lr() == [float(rate)]
         assert float(rate) == float(torch.tensor(scheduler.rates[0], dtype=dtype))
+        update(optimizer)  # which sets the rate, if step() has not
         assert scheduler.rates == pytest.approx([schedule.lr[step]], rel=1e-13)
-        update(optimizer)
-        scheduler.step()
+        for _ in range(calls):
+            scheduler.step()
 
 
 def test_an_epoch_wise_schedule_moves_at_every_so_many_calls():
@@ -224,12 +228,12 @@ def test_an_epoch_wise_schedule_moves_at_every_so_many_calls():
 
 
 def test_a_long_run_loses_no_digit_of_the_growth():
-    optimizer = sgd(weight_decay=1e-4)
+    optimizer = sgd(weight_decay=1e-3)
     scheduler = ExpLR(optimizer)
-    for _ in range(3000):
+    for _ in range(200):
         update(optimizer)
-    exact = convert([0.5] * 3000, 1e-4, 0.5).log_scale[-1]
-    assert scheduler.log_scale[0] == pytest.approx(exact, rel=3e-16)
+    exact = convert([0.5] * 200, 1e-3, 0.5).log_scale[-1]
+    assert scheduler.log_scale[0] == pytest.approx(exact, rel=3e-16, abs=0.0)  # a plain sum is off by twice that
 
 
 def test_gradients_are_clipped_at_the_length_that_they_have_with_weight_decay():
@@ -268,6 +272,29 @@ def test_a_preview_is_the_run_and_leaves_everything_as_it_is():
     assert later.tolist() == slower[1:].tolist()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    "wrap, options, rates",
+    [
+        (lambda optimizer: None, {}, [0.5] * 5),
+        (lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0), {}, [0.5] * 5),
+        (lambda optimizer: lr_scheduler.StepLR(optimizer, 2, 0.5), {}, [0.5, 0.5, 0.25, 0.25, 0.125]),
+        (lambda optimizer: lr_scheduler.StepLR(optimizer, 1, 0.5), {"steps_per_epoch": 2}, [0.5, 0.5, 0.25, 0.25, 0.125]),
+    ],
+    ids=["none", "ReduceLROnPlateau", "StepLR", "steps_per_epoch"],
+)
+def test_a_preview_is_what_convert_says_of_every_kind_of_schedule(wrap, options, rates, begun):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, wrap(optimizer), **options)
+    if begun:
+        update(optimizer)
+        scheduler.step(*[1.0] * isinstance(scheduler.scheduler, lr_scheduler.ReduceLROnPlateau))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ahead = scheduler.preview(5 - begun)[0]
+    np.testing.assert_allclose(ahead, convert(rates, 0.0625, 0.5).log_lr[int(begun) :], rtol=1e-13)
+
+
 @pytest.mark.parametrize("name, value", [("steps", 0), ("steps", 2.0), ("updates_per_step", 0), ("updates_per_step", "2")])
 def test_a_preview_of_no_number_of_updates_is_refused(name, value):
     scheduler = ExpLR(sgd())
@@ -303,6 +330,57 @@ def test_a_state_is_complete_and_goes_on_with_every_number():
     assert resumed.state_dict() == state
     assert run(other, resumed, 3) == expected
     assert (state["scheduler"][0], state["eps"], state["families"]) == ("StepLR", None, ["HeavyBall"])
+
+
+def test_a_state_has_all_that_a_run_has_come_to_and_nothing_else():
+    optimizer = sgd(momentum=0.0, weight_decay=1.0)
+    scheduler = ExpLR(optimizer)
+    fresh = {
+        "last_epoch": 0,
+        "_step_count": 1,
+        "_last_lr": [1.0],
+        "families": ["HeavyBall"],
+        "converted": [True],
+        "believed": [{"lr": 0.5, "weight_decay": 1.0, "momentum": 0.0, "dampening": 0.0}],
+        "memory": [[0.0, 1.0]],
+        "after": [[2.0, 0.0]],
+        "shares": [0.5],
+        "log_scale": [0.0],
+        "rounding": [0.0],
+        "log_lr": [pytest.approx(0.0, abs=1e-15)],
+        "exponents": [0],
+        "rates": [1.0],
+        "in_use": [{"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0}],
+        "updates": 0,
+        "dry": False,
+        "calls": 0,
+        "prepared": True,
+        "written": 0,
+        "scheduler": None,
+        "eps": None,
+    }
+    assert scheduler.state_dict() == fresh
+    update(optimizer)
+    after = {**fresh, "updates": 1, "prepared": False, "memory": [[2.0, 0.0]], "log_scale": [math.log(2)]}
+    assert scheduler.state_dict() == after
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_a_state_from_within_an_epoch_goes_on_within_it(calls):
+    runs = []
+    for resumed in (False, True):
+        optimizer = sgd()
+        scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5), steps_per_epoch=3)
+        run(optimizer, scheduler, calls)
+        if resumed:
+            saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+            optimizer = sgd()
+            scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5), steps_per_epoch=3)
+            update(optimizer)
+            optimizer.load_state_dict(saved[0])
+            scheduler.load_state_dict(saved[1])
+        runs.append(run(optimizer, scheduler, 5))
+    assert runs[0] == runs[1]
 
 
 def stateful(scheduler=True):
@@ -425,6 +503,26 @@ def test_an_optimizer_s_state_under_explr_asks_for_explr_s():
     "build, message",
     [
         (lambda: ExpLR("SGD"), "optimizer=str must be a torch.optim.Optimizer itself, before it is wrapped."),
+        (lambda: ExpLR(Around(sgd())), "optimizer=Around must be a torch.optim.Optimizer itself, before it is wrapped."),
+        (
+            lambda: ExpLR(sgd({"params": weights()}, {"params": weights(), "maximize": True})),
+            "parameter group 1 has maximize=True: explr converts minimisation. Minimise the negative of the objective.",
+        ),
+        (
+            lambda: ExpLR(sgd(lr=0.5, momentum=0.0, weight_decay=2.0), Recording),
+            "scheduler=<class 'test_scheduler.Recording'> is not a learning-rate scheduler: give the network as model=, wrap a "
+            "function in LambdaLR, and several schedulers in SequentialLR or ChainedScheduler.",
+        ),
+        (
+            lambda: ExpLR(sgd(), type("Bare", (), {**vars(Recording), "optimizer": None})(None)),
+            "the scheduler to wrap belongs to another optimizer: build both on the same one.",
+        ),
+        (
+            lambda: ExpLR(optimizer := sgd(momentum=0.0, weight_decay=2.0), lr_scheduler.StepLR(optimizer, 1)),
+            "no exponential schedule is equivalent to step 0: lr=0.5 with weight_decay=2, momentum=0 takes away all of the "
+            "weights (a share of 1; it must stay below 1). At this step lr must be below 0.5; at a constant rate lr * "
+            "weight_decay must not exceed (1 - sqrt(momentum))**2 = 1. Lower lr or weight_decay.",
+        ),
         (
             lambda: ExpLR(sgd(), renormalize=True),
             "renormalize=True needs model=: its running statistics must be rescaled with the weights.",
@@ -457,6 +555,27 @@ def test_what_cannot_be_built_is_refused(build, message):
     assert refusal(build) == message
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer that wraps another, as those of Accelerate and Apex do."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+
+@pytest.mark.parametrize("missing", ["step", "state_dict", "load_state_dict"])
+def test_a_scheduler_has_all_three_methods(missing):
+    optimizer = sgd()
+    scheduler = Recording(optimizer)
+    setattr(scheduler, missing, None)
+    assert "is not a learning-rate scheduler: " in refusal(lambda: ExpLR(optimizer, scheduler))
+
+
+def test_a_rate_that_the_dtype_just_holds_is_taken():
+    most = float(torch.finfo(torch.float16).max)
+    scheduler = ExpLR(sgd({"params": weights(dtype=torch.float16)}, lr=most, weight_decay=0.0))
+    assert scheduler.get_last_lr() == [most]
+
+
 def test_a_run_under_way_begins_with_what_its_buffers_remember():
     optimizer = adamw()
     for _ in range(3):
@@ -469,6 +588,7 @@ def test_a_constant_rate_at_its_bound_is_taken():
     ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25))
     with pytest.raises(ExplrError, match=r"must not exceed 0\.25"):
         ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25 + 1e-9))
+    ExpLR(sgd(lr=1.0, momentum=0.25, weight_decay=0.25 * (1.0 + 1e-12)))  # rounding
 
 
 def test_an_optimizer_has_one_explr_and_needs_it():
@@ -507,6 +627,10 @@ AROUND = (
             "state too, or build ExpLR once it is loaded.",
         ),
         (
+            set_to(maximize=True),
+            "parameter group 0 has maximize=True: explr converts minimisation. Minimise the negative of the objective.",
+        ),
+        (
             lambda optimizer: optimizer.add_param_group({"params": weights()}),
             "the optimizer has 2 parameter groups, ExpLR was built for 1: add every group before building ExpLR.",
         ),
@@ -535,8 +659,21 @@ def test_a_step_that_has_no_twin_leaves_everything_as_it_was():
     update(optimizer)
     before = dict(optimizer.param_groups[0]), list(scheduler.log_scale)
     assert refusal(scheduler.step).startswith("no exponential schedule is equivalent to step 1: lr=50 with weight_decay=0.0625")
-    assert (dict(optimizer.param_groups[0]), scheduler.log_scale) == before
+    assert (dict(optimizer.param_groups[0]), scheduler.log_scale) == before and scheduler.prepared is False
     assert refusal(lambda: update(optimizer)).startswith("no exponential schedule is equivalent to step 1")
+
+
+@pytest.mark.parametrize("initialised, captures", [(True, True), (True, False), (False, True), (False, False)])
+def test_an_update_inside_a_cuda_graph_is_refused(initialised, captures, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer)
+    if initialised and captures:
+        said = "a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less."
+        assert refusal(lambda: optimizer.step()) == said
+    else:
+        run(optimizer, scheduler, 1)
 
 
 def test_a_momentum_that_is_switched_off_is_refused():
@@ -583,6 +720,42 @@ def test_adamw_without_a_model_stops_before_squares_of_gradients_vanish():
         "the growth of the weights of step 32 is exp(22.1807); in torch.float32 it may be exp(22.1807). Use ExpLR(..., "
         "model=model, renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
     )
+
+
+class Jump(lr_scheduler.LambdaLR):
+    """A schedule that ends decay and raises the rate beyond anything, when ten steps have left 2^-10 of the weights."""
+
+    def step(self, epoch=None):
+        super().step()
+        if self.last_epoch == 10:
+            self.optimizer.param_groups[0].update(lr=4.0e38, weight_decay=0.0)
+
+
+def test_the_range_is_that_of_the_rate_that_the_optimizer_uses():
+    net = network().float()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, weight_decay=1.0)
+    scheduler = ExpLR(optimizer, Jump(optimizer, lambda step: 1.0), model=net)
+    run(optimizer, scheduler, 9)
+    update(optimizer)
+    assert scheduler.exponents == [10]
+    assert refusal(scheduler.step) == (
+        f"the learning rate of step 10 is exp({math.log(4.0e38):.6g}); in torch.float32 it may be exp(88.7228). Use ExpLR(..., "
+        "model=model, renormalize=True), which bounds it, train in a wider dtype, or stop before this step."
+    )
+
+
+def test_the_range_is_that_of_the_activations_behind_all_layers():
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(nn.Linear(5, 5, bias=False) for _ in range(3)), nn.BatchNorm1d(5, affine=False))
+    optimizer = torch.optim.SGD(deep.parameters(), lr=0.5, weight_decay=1.0)
+    scheduler = ExpLR(optimizer, model=deep, renormalize=False)
+
+    def train():
+        for _ in range(60):
+            update(optimizer, gradient=0.0)
+            scheduler.step()
+
+    assert refusal(train).startswith(f"the activations' growth of step 19 is exp({57 * math.log(2):.6g}); in torch.float32 it")
 
 
 def test_a_rate_that_leaves_the_range_is_refused():
@@ -659,6 +832,24 @@ def test_a_scheduler_that_adds_a_group_is_found_out():
     assert refusal(scheduler.step) == "Adding has added a parameter group: add every group before building ExpLR."
 
 
+class Holding(Recording):
+    """A scheduler that keeps hold of the groups, as one that its author wrote for another library may."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.group = optimizer.param_groups[0]
+
+    def step(self, *args, **kwargs):
+        self.group["lr"] = 0.25
+
+
+def test_a_scheduler_that_reaches_around_is_found_out_at_once():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, Holding(optimizer))
+    update(optimizer)
+    assert refusal(scheduler.step) == f"the learning rate of parameter group 0 is 0.25, not 0.516129{AROUND}"
+
+
 UNEVEN = (
     ": torch then leaves out its weight decay as well, and no one factor of the group's weights is right any more. Go back to "
     "a checkpoint from before; let the parameters of a group train all or none (what is frozen, or unused at times, belongs "
@@ -721,6 +912,20 @@ def test_updates_without_any_gradient_are_forgotten_with_the_first():
     update(optimizer)
     assert not scheduler.dry and scheduler.updates == 1
     assert scheduler.log_scale == pytest.approx([convert([0.5], 0.0625, 0.5).log_scale[1]], rel=1e-13)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_after_updates_without_any_gradient_is_a_fresh_one(known):
+    states = []
+    for dry in (0, 30):
+        net = network()
+        optimizer = torch.optim.SGD([{"params": [net[0].weight], "scale_invariant": True}], lr=0.5, weight_decay=0.0625)
+        scheduler = ExpLR(optimizer, model=net if known else None)
+        for _ in range(dry):
+            optimizer.step()
+        update(optimizer, gradient=0.25)
+        states.append((net[0].weight.tolist(), net[1].eps, scheduler.state_dict()))
+    assert states[0] == states[1] and states[0][2]["exponents"] == [0]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -830,6 +1035,56 @@ def test_what_does_not_convert_is_set_apart_and_summed_up(caplog):
     net = network()
     scheduler = ExpLR(torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625), model=net)
     assert scheduler.summary == ""
+    net = network(head=True)
+    parameters = [net[0].weight, net[2].weight]
+    scheduler = ExpLR(torch.optim.SGD(parameters, lr=0.5, momentum=0.5, weight_decay=0.0625), model=net)
+    said = "ExpLR: 1 of 2 tensors (62.5 % of the weights that decay) convert; 2.weight keeps its weight decay."
+    assert scheduler.summary == said
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"scale_invariant": False}])
+def test_where_nothing_converts_the_log_says_so(options, known, caplog):
+    net = network()
+    optimizer = torch.optim.SGD([{"params": [net[0].weight], "weight_decay": 0.0625, **options}], lr=0.5)
+    scheduler = ExpLR(optimizer, model=net if known else None)
+    said = (
+        "ExpLR: nothing converts: no parameter group has weight decay (those marked scale_invariant=False keep theirs). Set "
+        "weight_decay in the optimizer, as in the run to convert, before ExpLR is built."
+    )
+    assert scheduler.summary == said
+    assert [record.getMessage() for record in caplog.records if record.name == "explr"] == [said]
+
+
+def test_where_a_part_converts_or_the_state_is_yet_to_come_nothing_is_said_of_nothing(caplog):
+    optimizer = sgd({"params": weights()}, {"params": weights(), "weight_decay": 0.0})
+    scheduler = ExpLR(optimizer)
+    loaded = sgd({"params": weights()}, {"params": weights(), "weight_decay": 0.0})
+    loaded.load_state_dict(optimizer.state_dict())
+    assert (scheduler.summary, ExpLR(loaded).summary, caplog.records) == ("", "", [])
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_is_marked_converts_beside_a_group_of_which_nothing_does(marked):
+    net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)).double()
+    groups = [{"params": [net[0].weight], "scale_invariant": True}] if marked else []
+    optimizer = torch.optim.SGD([*groups, {"params": list(net[2].parameters())}], lr=0.5, weight_decay=0.0625)
+    if marked:
+        assert ExpLR(optimizer, model=net).converted == [True, False]
+    else:
+        assert refusal(lambda: ExpLR(optimizer, model=net)).startswith("the model is not scale-invariant")
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize("options", [{"weight_decay": 1.5}, {"momentum": 1.5, "weight_decay": 0.0625}])
+def test_an_optimizer_that_is_refused_keeps_its_groups(options, wrap):
+    net = network(head=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    optimizer.param_groups[0].update(options)
+    scheduler = lr_scheduler.StepLR(optimizer, 1) if wrap else None
+    before = [dict(group) for group in optimizer.param_groups]
+    refusal(lambda: ExpLR(optimizer, scheduler, model=net))
+    assert optimizer.param_groups == before and not has_explr(optimizer)
 
 
 def test_a_model_that_has_grown_under_another_explr_is_refused():
@@ -843,6 +1098,10 @@ def test_a_model_that_has_grown_under_another_explr_is_refused():
         "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that one; for a "
         "new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have all parameters of a "
         "model."
+    )
+    other_norms = {**first.state_dict(), "eps": {"0": 1e-5, "3": 1e-5}}
+    assert refusal(lambda: second.load_state_dict(other_norms)) == (
+        "the state is of a model with other norms (0, 3; here 1): build the model as it was built for the state."
     )
     second.load_state_dict(first.state_dict())
     assert net[1].eps == pytest.approx(1e-5 * math.exp(2 * second.log_scale[0]) / 4.0 ** second.exponents[0], rel=1e-13)
@@ -866,9 +1125,11 @@ class Added(nn.Module):
         return nn.functional.layer_norm(self.first(x) + self.second(x), (8,), eps=0.0)
 
 
-def added(**second):
+BATCH = (torch.ones(4, 5).double(),)
+
+
+def added(marked={"scale_invariant": True}, **second):  # noqa: B006
     net = Added().double()
-    marked = {"scale_invariant": True}
     groups = [{"params": [net.first.weight], **marked}, {"params": [net.second.weight], **marked, **second}]
     return net, torch.optim.SGD(groups, lr=0.5, momentum=0.5, weight_decay=0.0625)
 
@@ -876,6 +1137,14 @@ def added(**second):
 def test_groups_that_must_be_scaled_together_decay_alike_and_move_together():
     net, optimizer = added(weight_decay=0.03125)
     assert refusal(lambda: ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))) == JOINT
+    for name in ("lr", "weight_decay", "momentum"):
+        net, optimizer = added(marked={}, **{name: 0.03125})
+        assert refusal(lambda net=net, optimizer=optimizer: ExpLR(optimizer, model=net, example_inputs=BATCH)) == JOINT
+    net, optimizer = added(marked={}, lr=0.03125)  # whose warm-up begins at 0 for all
+    warm_up = lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1.0))
+    assert refusal(lambda: ExpLR(optimizer, warm_up, model=net, example_inputs=BATCH)) == JOINT
+    net, optimizer = added(marked={})
+    assert ExpLR(optimizer, model=net, example_inputs=BATCH).converted == [True, True]
     net, optimizer = added()
     scheduler = ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))
     update(optimizer)
@@ -893,24 +1162,30 @@ def test_what_had_no_gradient_has_the_name_that_the_model_gives_it():
     del scheduler
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_only_a_renormalised_run_grows_without_end(renormalize):
-    net = network()
-    net.float()
-    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.0, weight_decay=1.0)
+def vanishing(make, renormalize, **options):
+    """Train where every step takes all but 2^-12 of the weights, so that the rate of SGD grows beyond exp(3000)."""
+    net = network().float()
+    optimizer = make([net[0].weight], lr=0.5, weight_decay=2.0 - 2.0**-11, **options)
     scheduler = ExpLR(optimizer, model=net, renormalize=renormalize)
+    for _ in range(200):
+        update(optimizer, gradient=0.0)
+        scheduler.step()
+    return net, scheduler
 
-    def train():
-        for _ in range(600):
-            update(optimizer, gradient=0.0)
-            scheduler.step()
 
-    if renormalize:
-        train()
-        assert scheduler.exponents == [600] and net[0].weight.abs().max() < 1
-        assert scheduler.get_last_lr() == pytest.approx([1.0], rel=1e-9)  # 0.5 P P' / 4^600, though the growth is 2^1201
-    else:
-        assert refusal(train).startswith("the activations' growth of step 57 is exp(39.5094); in torch.float32 it may be")
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (torch.optim.SGD, {}, "the learning rate of step 5 is exp(90.8023); in torch.float32 it may be exp(88.7228). "),
+        (torch.optim.AdamW, {"betas": (0.0, 0.0)}, "the growth of the weights of step 3 is exp(24.9533); in torch.float32 it "
+         "may be exp(22.1807). "),
+    ],
+)  # fmt: skip
+def test_only_a_renormalised_run_grows_without_end(make, options, message):
+    net, scheduler = vanishing(make, True, **options)
+    assert scheduler.exponents == [2400] and net[0].weight.abs().max() < 1
+    assert scheduler.get_last_lr() == pytest.approx([2.0**11], rel=1e-9)  # 0.5 P' / P, and for SGD P / 2^exponent is 1
+    assert refusal(lambda: vanishing(make, False, **options)).startswith(message)
 
 
 def test_eps_and_rate_of_a_renormalised_adamw_are_those_for_the_weights_that_it_holds():
