@@ -61,6 +61,8 @@ NUMBERS = (
     "tests/test_twins.py::test_the_bound_of_nesterov_momentum_is_sharp",
 )
 SCHEDULER = (
+    "tests/test_states.py",
+    "tests/test_watching.py",
     "tests/test_scheduler.py",
     "tests/test_norms.py",
     "tests/test_optim.py",
