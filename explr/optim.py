@@ -197,8 +197,6 @@ class ExpLR(LRScheduler):
         self.dry = False  # whether none of them had a gradient
         self.calls = 0  # of step(), since the wrapped scheduler moved
         self._updates_since_call = 0
-        self.prepared = False  # whether the optimizer has what belongs to the coming update
-        self.written = 0  # the update for which it was set last
         # The decay of a loaded optimizer may have been taken already, and how much the weights have grown is not known then.
         self._lacks_state = any(MARK in group for group in groups)
         if self.norms is not None:
@@ -463,7 +461,8 @@ class ExpLR(LRScheduler):
         self.believed = believed
         for name in rows[0]:
             setattr(self, name, [row[name] for row in rows])
-        self.prepared, self.written = True, self.updates
+        self.prepared = True  # the optimizer has what belongs to the coming update
+        self.written = self.updates  # the update for which it was set last
         self._write()
 
     def _twin(self, index: int, settings: dict[str, float]) -> dict[str, Any]:
@@ -616,9 +615,7 @@ class ExpLR(LRScheduler):
 
     def _start_again(self) -> None:
         """Forget updates without any gradient, in which nothing has moved but the schedule."""
-        for index, group in enumerate(self.optimizer.param_groups):
-            if self.converted[index]:
-                self.memory[index] = list(memory_of(self.optimizer, index, group, family_of(self.optimizer, group)))
+        self.memory = [list(family_of(self.optimizer, group).start()) for group in self.optimizer.param_groups]
         self.log_scale, self.rounding = ([0.0] * len(self.families) for _ in range(2))
         self.exponents = [0] * len(self.families)
         self.updates, self.dry, self.prepared = 0, False, False

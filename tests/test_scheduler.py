@@ -321,6 +321,11 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
         (lambda: ExpLR("SGD"), "optimizer=str must be a torch.optim.Optimizer itself, before it is wrapped."),
         (lambda: ExpLR(Around(sgd())), "optimizer=Around must be a torch.optim.Optimizer itself, before it is wrapped."),
         (
+            lambda: ExpLR(half_begun()),
+            "the parameters of group 1 have taken different numbers of steps, some perhaps none: no one recursion fits them. "
+            "Put those that started later into a group of their own.",
+        ),
+        (
             lambda: ExpLR(sgd({"params": weights()}, {"params": weights(), "maximize": True})),
             "parameter group 1 has maximize=True: explr converts minimisation. Minimise the negative of the objective.",
         ),
@@ -369,6 +374,13 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
 )
 def test_what_cannot_be_built_is_refused(build, message):
     assert refusal(build) == message
+
+
+def half_begun():
+    first, *others = weights(3)
+    optimizer = sgd({"params": others[:1]}, {"params": [first, others[1]]}, nesterov=True)
+    update(optimizer, first)
+    return optimizer
 
 
 class Around(torch.optim.Optimizer):

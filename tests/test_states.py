@@ -4,7 +4,8 @@ import copy
 import math
 
 import pytest
-from test_scheduler import adamw, numbers, refusal, run, sgd, update
+import torch
+from test_scheduler import adamw, network, numbers, refusal, run, sgd, update
 from torch.optim import lr_scheduler
 
 from explr import ExpLR
@@ -188,4 +189,25 @@ def test_an_optimizer_s_state_under_explr_asks_for_explr_s():
     assert refusal(lambda: update(other)) == (
         "the optimizer was loaded with the state of update 2, ExpLR is at 3: load ExpLR's state too, "
         "scheduler.load_state_dict(...)."
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"converted": [True, True]}, "the model is not scale-invariant in the optimizer's parameters: "),
+        ({"scheduler": ["StepLR", None]}, "the state of the wrapped StepLR cannot be loaded (TypeError: "),
+    ],
+)
+def test_a_state_that_fails_half_way_changes_nothing_of_a_model(change, message):
+    net = network(head=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2), model=net)
+    run(optimizer, scheduler, 3)
+    before = copy.deepcopy((optimizer.state_dict()["param_groups"], scheduler.state_dict(), net[1].eps))
+    assert refusal(lambda: scheduler.load_state_dict({**copy.deepcopy(before[1]), **change})).startswith(message)
+    assert (optimizer.state_dict()["param_groups"], scheduler.state_dict(), net[1].eps) == before
+    update(optimizer)
+    assert net[1].eps == pytest.approx(
+        1e-5 * (math.exp(scheduler.log_scale[0]) / 2.0 ** scheduler.exponents[0]) ** 2, rel=1e-13
     )
