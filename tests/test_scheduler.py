@@ -668,6 +668,14 @@ def test_where_a_part_converts_or_the_state_is_yet_to_come_nothing_is_said_of_no
     assert (scheduler.summary, ExpLR(loaded).summary, caplog.records) == ("", "", [])
 
 
+def test_a_bias_before_a_norm_decays_with_its_weights_or_is_named():
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8, affine=False))
+    groups = [{"params": [net[0].weight]}, {"params": [net[0].bias], "weight_decay": 0.0}]
+    said = refusal(lambda: ExpLR(torch.optim.SGD(groups, lr=0.5, weight_decay=0.0625), model=net))
+    assert said.startswith("the input of 1 has parts of degrees 0 and 1 when 1 parameters scale: ")
+    assert ExpLR(torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=0.0625), model=net).summary == ""
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_what_is_marked_converts_beside_a_group_of_which_nothing_does(marked):
     net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)).double()
