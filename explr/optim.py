@@ -490,9 +490,9 @@ class ExpLR(LRScheduler):
         power = family.lr_power
         log_growth = power * scale - math.log1p(-share) + twin.pop("log_factor")
         _check_overflow("learning rate", log_lr + log_growth - power * exponent * math.log(2), largest, group, step)
-        if power == 1:  # its rate outlives squares: of activations, and of gradients, which shrink as the weights grow
-            _check_overflow("growth of the weights", scale - exponent * math.log(2), 0.25 * largest, group, step)
         if not self.renormalize:
+            if power == 1:  # its rate outlives squares: of activations, and of gradients, which shrink as the weights grow
+                _check_overflow("growth of the weights", scale, 0.25 * largest, group, step)
             self._check_activations(scale, [group])
         whole = math.floor(log_growth / math.log(2))  # the rate may be in range where its growth is not
         if "log_eps_factor" in twin:

@@ -181,10 +181,11 @@ class Recording:
         pass
 
 
-def test_a_scheduler_is_called_with_what_it_takes():
+@pytest.mark.parametrize("steps_per_epoch", [None, 5])
+def test_a_scheduler_is_called_with_what_it_takes(steps_per_epoch):
     optimizer = sgd()
     wrapped = Recording(optimizer)
-    scheduler = ExpLR(optimizer, wrapped)
+    scheduler = ExpLR(optimizer, wrapped, steps_per_epoch=steps_per_epoch)
     update(optimizer)
     scheduler.step_update(1, metric=2)
     assert scheduler.lrs == [0.25]
@@ -244,18 +245,36 @@ def test_gradients_are_clipped_at_the_length_that_they_have_with_weight_decay():
         update(optimizer)
     scale = scheduler.gradient_scale[0]
     assert scale < 0.9
-    for norm_type, length in ((2.0, 5.0), (math.inf, 4.0), (1.0, 7.0)):
-        first.grad, second.grad = scale * torch.tensor([3.0, 0.0]).double(), torch.tensor([0.0, 4.0]).double()
-        assert float(scheduler.clip_grad_norm_(10.0, norm_type)) == pytest.approx(length, rel=1e-13)
-        assert float(first.grad[0]) == pytest.approx(3.0 * scale, rel=1e-13)
-        assert float(scheduler.clip_grad_norm_(1.0, norm_type)) == pytest.approx(length, rel=1e-13)
-        factor = 1.0 / (length + 1e-6)
-        assert [float(first.grad[0]), float(second.grad[1])] == pytest.approx([3 * scale * factor, 4 * factor], rel=1e-13)
+    long, longer = torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 4.0]).double()
+    for norm_type in (2.0, math.inf, 1.0, 3):
+        for most in (1.0, 20.0):
+            plain = weights(2)
+            plain[0].grad, plain[1].grad = long.clone(), longer.clone()
+            expected = nn.utils.clip_grad_norm_(plain, most, norm_type)
+            first.grad, second.grad = scale * long, longer.clone()
+            torch.testing.assert_close(scheduler.clip_grad_norm_(most, norm_type), expected, rtol=1e-13, atol=0)
+            torch.testing.assert_close(first.grad, scale * plain[0].grad, rtol=1e-13, atol=0)
+            torch.testing.assert_close(second.grad, plain[1].grad, rtol=1e-13, atol=0)
     first.grad = torch.tensor([3.0, 4.0]).double() * scale
     second.grad = None
     assert float(scheduler.clip_grad_norm_(1.0)) == pytest.approx(5.0, rel=1e-13)
     first.grad = None
     assert float(scheduler.clip_grad_norm_(1.0)) == 0.0
+
+
+@pytest.mark.parametrize("updates_per_step, taken", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_a_preview_knows_after_how_many_updates_the_loop_steps(updates_per_step, taken):
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5))
+    seen = []
+    for step in range(taken + 7):
+        if step == taken:
+            ahead = scheduler.preview(7, updates_per_step=updates_per_step)[0]
+        update(optimizer)
+        seen += scheduler.log_lr
+        if (step + 1) % updates_per_step == 0:
+            scheduler.step()
+    np.testing.assert_allclose(ahead, seen[taken:], rtol=1e-13)
 
 
 def test_a_preview_is_the_run_and_leaves_everything_as_it_is():
@@ -746,9 +765,9 @@ def added(marked={"scale_invariant": True}, **second):  # noqa: B006
     return net, torch.optim.SGD(groups, lr=0.5, momentum=0.5, weight_decay=0.0625)
 
 
-def test_groups_that_must_be_scaled_together_decay_alike_and_move_together():
+def test_groups_that_must_be_scaled_together_decay_alike():
     net, optimizer = added(weight_decay=0.03125)
-    assert refusal(lambda: ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))) == JOINT
+    assert refusal(lambda: ExpLR(optimizer, model=net, example_inputs=BATCH)) == JOINT
     for name in ("lr", "weight_decay", "momentum"):
         net, optimizer = added(marked={}, **{name: 0.03125})
         assert refusal(lambda net=net, optimizer=optimizer: ExpLR(optimizer, model=net, example_inputs=BATCH)) == JOINT
@@ -757,8 +776,11 @@ def test_groups_that_must_be_scaled_together_decay_alike_and_move_together():
     assert refusal(lambda: ExpLR(optimizer, warm_up, model=net, example_inputs=BATCH)) == JOINT
     net, optimizer = added(marked={})
     assert ExpLR(optimizer, model=net, example_inputs=BATCH).converted == [True, True]
+
+
+def test_groups_that_must_be_scaled_together_have_gradients_together():
     net, optimizer = added()
-    scheduler = ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 5).double(),))
+    scheduler = ExpLR(optimizer, model=net, example_inputs=BATCH)
     update(optimizer)
     scheduler.step()
     update(optimizer, net.first.weight)
