@@ -331,7 +331,7 @@ class ExpLR(LRScheduler):
             if not (isinstance(value, int) and value > 0):
                 raise ExplrError(f"{name}={value!r} must be a number of updates, >= 1.")
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)  # what an update changes it replaces, and never alters in place
+        other.__dict__.update(self.__dict__)  # which an update replaces and never alters in place
         other.norms = None
         other.dry = True  # nothing moves but the schedule
         other.optimizer = copy.copy(self.optimizer)  # without hooks
@@ -389,7 +389,7 @@ class ExpLR(LRScheduler):
             if self.norms is not None:
                 self.norms.choose(self.scaled_parameters())
             raise
-        self.__dict__.update(copy.deepcopy(state))
+        self.__dict__.update(state)  # what an update changes it replaces, and never alters in place
         self._lacks_state = False
         self._broken = ""
         self._updates_since_call = 0

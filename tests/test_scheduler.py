@@ -155,10 +155,10 @@ def test_the_growth_goes_with_updates_and_the_schedule_with_step():
 def test_an_update_that_a_scaler_skipped_is_none():
     optimizer = sgd({"params": weights(dtype=torch.float32)}, fused=True)
     scheduler = ExpLR(optimizer)
-    for found_inf in (torch.tensor(1.0), torch.tensor(0.0), None):
+    for found_inf, updates in ((torch.tensor(1.0), 0), (torch.tensor(0.0), 1), (None, 2)):
         optimizer.found_inf = found_inf
         update(optimizer)
-    assert scheduler.updates == 2
+        assert scheduler.updates == updates
 
 
 class Recording:
@@ -191,7 +191,10 @@ def test_a_scheduler_is_called_with_what_it_takes(steps_per_epoch):
     assert scheduler.lrs == [0.25]
     assert group_of(optimizer, "lr") == scheduler.get_last_lr() == pytest.approx([convert([0.5, 0.25], 0.0625, 0.5).lr[1]])
     scheduler.step(3, value=4)
-    assert wrapped.calls == [("step_update", (1,), {"metric": 2}), ("step", (3,), {"value": 4})]
+    scheduler.step(5)
+    scheduler.step(value=6)
+    called = [((3,), {"value": 4}), ((5,), {}), ((), {"value": 6})]
+    assert wrapped.calls == [("step_update", (1,), {"metric": 2}), *(("step", *given) for given in called)]
     update(optimizer)
 
 
@@ -354,10 +357,6 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
             "function in LambdaLR, and several schedulers in SequentialLR or ChainedScheduler.",
         ),
         (
-            lambda: ExpLR(sgd(), type("Bare", (), {**vars(Recording), "optimizer": None})(None)),
-            "the scheduler to wrap belongs to another optimizer: build both on the same one.",
-        ),
-        (
             lambda: ExpLR(optimizer := sgd(momentum=0.0, weight_decay=2.0), lr_scheduler.StepLR(optimizer, 1)),
             "no exponential schedule is equivalent to step 0: lr=0.5 with weight_decay=2, momentum=0 takes away all of the "
             "weights (a share of 1; it must stay below 1). At this step lr must be below 0.5; at a constant rate lr * "
@@ -409,12 +408,23 @@ class Around(torch.optim.Optimizer):
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups
 
 
-@pytest.mark.parametrize("missing", ["step", "state_dict", "load_state_dict"])
-def test_a_scheduler_has_all_three_methods(missing):
+@pytest.mark.parametrize("missing", ["step", "state_dict", "load_state_dict", "optimizer"])
+def test_a_scheduler_has_three_methods_and_its_optimizer(missing):
     optimizer = sgd()
     scheduler = Recording(optimizer)
-    setattr(scheduler, missing, None)
-    assert "is not a learning-rate scheduler: " in refusal(lambda: ExpLR(optimizer, scheduler))
+    if missing == "optimizer":
+        del scheduler.optimizer
+        said = "the scheduler to wrap belongs to another optimizer: build both on the same one."
+        assert refusal(lambda: ExpLR(optimizer, scheduler)) == said
+    else:
+        setattr(scheduler, missing, None)
+        assert "is not a learning-rate scheduler: " in refusal(lambda: ExpLR(optimizer, scheduler))
+
+
+def test_a_group_that_does_not_convert_may_have_begun_by_parts():
+    optimizer = half_begun()
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    run(optimizer, ExpLR(optimizer), 2)
 
 
 def test_a_rate_that_the_dtype_just_holds_is_taken():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_scheduler import adamw, network, numbers, refusal, run, sgd, update
+from test_scheduler import adamw, network, numbers, refusal, run, sgd, update, weights
 from torch.optim import lr_scheduler
 
 from explr import ExpLR
@@ -75,8 +75,59 @@ def test_a_state_from_within_an_epoch_goes_on_within_it(calls):
             update(optimizer)
             optimizer.load_state_dict(saved[0])
             scheduler.load_state_dict(saved[1])
+            assert saved[1]["calls"] == calls
         runs.append(run(optimizer, scheduler, 5))
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("first", ["optimizer", "scheduler"])
+@pytest.mark.parametrize("make", [sgd, lambda: sgd(nesterov=True), adamw], ids=["HeavyBall", "Nesterov", "AdamW"])
+def test_a_state_goes_on_whether_the_optimizer_s_is_loaded_before_or_after(make, first):
+    optimizer = make()
+    scheduler = ExpLR(optimizer)
+    run(optimizer, scheduler, 3)
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    expected = run(optimizer, scheduler, 3)
+    other = make()
+    if first == "optimizer":
+        other.load_state_dict(saved[0])
+    resumed = ExpLR(other)
+    resumed.load_state_dict(saved[1])
+    if first == "scheduler":
+        other.load_state_dict(saved[0])
+    assert run(other, resumed, 3) == expected
+
+
+class Noting(lr_scheduler.StepLR):
+    """A scheduler that alters a list of its own in place."""
+
+    def __init__(self, optimizer):
+        self.seen = []
+        super().__init__(optimizer, 2)
+
+    def step(self, epoch=None):
+        super().step()
+        self.seen.append(self.last_epoch)
+
+    def load_state_dict(self, state_dict):
+        self.seen.clear()
+        if not isinstance(state_dict["seen"], list):
+            raise ValueError("no list")
+        super().load_state_dict(state_dict)
+
+
+def test_a_run_that_goes_on_leaves_the_state_that_it_began_with_alone():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, Noting(optimizer))
+    run(optimizer, scheduler, 3)
+    state = copy.deepcopy(scheduler.state_dict())
+    before = copy.deepcopy(state)
+    scheduler.load_state_dict(state)
+    run(optimizer, scheduler, 3)
+    assert state == before and scheduler.scheduler.seen == list(range(7))
+    damaged = {**state, "scheduler": ["Noting", {"seen": None}]}
+    assert "cannot be loaded (ValueError: no list)" in refusal(lambda: scheduler.load_state_dict(damaged))
+    assert scheduler.scheduler.seen == list(range(7))
 
 
 def stateful(scheduler=True):
@@ -146,6 +197,15 @@ def test_the_state_of_another_optimizer_is_refused_and_changes_nothing(make, oth
     )
     assert repr((optimizer.state_dict(), scheduler.state_dict())) == repr(before)
     run(optimizer, scheduler, 1)
+
+
+def test_the_state_of_an_optimizer_with_other_groups_is_refused():
+    state = ExpLR(sgd()).state_dict()
+    optimizer = sgd({"params": weights()}, {"params": weights(), "nesterov": True})
+    assert refusal(lambda: ExpLR(optimizer).load_state_dict(state)) == (
+        "the state is of 1 parameter groups (HeavyBall), the optimizer has 2 (HeavyBall, Nesterov): build the optimizer as it "
+        "was built for the state."
+    )
 
 
 @pytest.mark.parametrize("state", [{}, {"last_epoch": 1}, {"param_groups": None}])
