@@ -275,7 +275,8 @@ class ExpLR(LRScheduler):
                 self._move("step", args, kwargs)
             self._updates_since_call = 0
             self._prepare()
-        super().step()  # which sets the rates
+        super().step()  # which counts the calls
+        self._write_rates()
 
     def step_update(self, *args: Any, **kwargs: Any) -> None:
         """Move the wrapped schedule by an update, where it is one of timm's, whose ``step`` counts epochs."""

@@ -98,6 +98,27 @@ def test_a_state_goes_on_whether_the_optimizer_s_is_loaded_before_or_after(make,
     assert run(other, resumed, 3) == expected
 
 
+@pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_state_is_numbers_and_loads_between_calls_of_step_too(rate, calls):
+    def build():
+        optimizer = sgd({"params": weights(), "lr": copy.deepcopy(rate)})
+        return optimizer, ExpLR(optimizer)
+
+    optimizer, scheduler = build()
+    other, resumed = build()
+    for _ in range(2):
+        update(optimizer)
+    for _ in range(calls):
+        scheduler.step()
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    assert [type(number) for number in saved[1]["_last_lr"]] == [float]
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    assert scheduler.get_last_lr() == resumed.get_last_lr() == [float(other.param_groups[0]["lr"])]
+    run(other, resumed, 2)
+
+
 class Noting(lr_scheduler.StepLR):
     """A scheduler that alters a list of its own in place."""
 
