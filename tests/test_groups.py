@@ -57,8 +57,8 @@ def two_groups(make=torch.optim.SGD, sizes=(2, 1), **options):
          "gave."),
         (two_groups(torch.optim.AdamW).state_dict(), "the state is of another optimizer: it has no dampening, momentum, which "
          "SGD has. Build the optimizer as it was built for the state."),
-        (two_groups(sizes=(2, 2)).state_dict(), "the state is of parameter groups of [2, 2] tensors, the optimizer under ExpLR, "
-         "which splits groups, has [2, 1]. Load a checkpoint of the script without ExpLR before ExpLR is built, and one of a "
+        (two_groups(sizes=(2, 2)).state_dict(), "the state is of parameter groups of [2, 2] tensors, the optimizer under "
+         "ExpLR, which splits groups, has [2, 1]. Load a checkpoint of the script without ExpLR before ExpLR is built, and one of a "
          "run under ExpLR after, into the same model and groups."),
     ],
 )  # fmt: skip
