@@ -58,8 +58,8 @@ def two_groups(make=torch.optim.SGD, sizes=(2, 1), **options):
         (two_groups(torch.optim.AdamW).state_dict(), "the state is of another optimizer: it has no dampening, momentum, which "
          "SGD has. Build the optimizer as it was built for the state."),
         (two_groups(sizes=(2, 2)).state_dict(), "the state is of parameter groups of [2, 2] tensors, the optimizer under "
-         "ExpLR, which splits groups, has [2, 1]. Load a checkpoint of the script without ExpLR before ExpLR is built, and one of a "
-         "run under ExpLR after, into the same model and groups."),
+         "ExpLR, which splits groups, has [2, 1]. Load a checkpoint of the script without ExpLR before ExpLR is built, and one "
+         "of a run under ExpLR after, into the same model and groups."),
     ],
 )  # fmt: skip
 def test_the_state_of_another_optimizer_or_of_other_groups_is_refused(state, message):
