@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from explr import __version__
 from explr.equivalence import Schedule, adamw_steady_state, characteristic_root, convert, convert_adamw, growth_rate
 from explr.errors import ExplrError
 
@@ -46,6 +47,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="explr", description="Weight decay is an exponentially increasing learning rate, exactly."
     )
+    parser.add_argument("--version", action="version", version=f"explr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     about = "print the exponential learning rate that is equivalent to a weight decay"

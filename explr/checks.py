@@ -18,6 +18,13 @@ Rates = Sequence[float] | npt.NDArray[np.floating]
 
 def rates(name: str, values: Rates) -> FloatArray:
     """Return a sequence of numbers, one per step, as a float64 array of length 1 or more."""
+    if hasattr(values, "optimizer"):
+        raise ExplrError(
+            f"{name}={type(values).__name__} is a scheduler, not its rates: explr.schedules.future(scheduler, steps) gives "
+            "them, and ExpLR(optimizer, scheduler) converts them in training, as they come."
+        )
+    if callable(values):
+        raise ExplrError(f"{name} is a function, not its values: explr.schedules.sample(function, steps) gives them.")
     array = floats(name, values)
     if array.ndim != 1 or array.size == 0:
         raise ExplrError(f"{name} must be a sequence of at least one number, one per step; got shape {array.shape}.")

@@ -151,8 +151,17 @@ def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Fa
     return any(optimizer.state.get(parameter, {}).get(name) is not None for parameter in filter(trains, group["params"]))
 
 
-def check_sizes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Refuse the state of an optimizer with other groups; a hook of one whose groups ExpLR may have split."""
+def check_loaded(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse the state of another optimizer, or of other groups; a hook of one whose groups ExpLR may have split."""
+    if not isinstance(state.get("param_groups"), list):
+        raise ExplrError("the state is not an optimizer's: it has no param_groups. Load what optimizer.state_dict() gave.")
+    missing = {name for group in optimizer.param_groups for name in _NUMBERS & group.keys()}
+    missing -= {name for group in state["param_groups"] for name in group}
+    if missing:
+        raise ExplrError(
+            f"the state is of another optimizer: it has no {', '.join(sorted(missing))}, which {type(optimizer).__name__} has. "
+            "Build the optimizer as it was built for the state."
+        )
     found, own = ([len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups))
     if found != own:
         raise ExplrError(

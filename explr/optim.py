@@ -12,21 +12,20 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from explr.checks import FloatArray, alike, short
+from explr.checks import FloatArray, short
 from explr.errors import ExplrError
 from explr.groups import (
     Group,
-    buffers_are_there,
     check_group,
+    check_loaded,
     check_ranges,
-    check_sizes,
     converts,
     copy_of,
     family_of,
@@ -39,9 +38,10 @@ from explr.groups import (
 )
 from explr.invariance.tables import few
 from explr.recursions import Family, no_twin
+from explr.states import check_state, load_wrapped
 from explr.symmetry import Norms, exact_exp, scale_weights
+from explr.watching import MARK, Watch, check_even, check_untouched, has_explr, have_gradients
 
-MARK = "explr_update"  # in a group: the update for which ExpLR has set it
 _GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weakref.WeakKeyDictionary()
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
@@ -127,6 +127,9 @@ class ExpLR(LRScheduler):
     in_use: list[dict[str, float]]
     after: list[list[float]]
     shares: list[float]
+    summary = ""
+    _had_gradients: list[list[bool]]  # before the update
+    _broken = ""  # why no update can be right any more
 
     def __init__(
         self,
@@ -153,7 +156,6 @@ class ExpLR(LRScheduler):
         self.renormalize = model is not None if renormalize is None else renormalize
         self.steps_per_epoch = steps_per_epoch
         self.norms = None if model is None else Norms(model, example_inputs)
-        self.summary = ""
         before = [(group, dict(group)) for group in optimizer.param_groups]
         try:
             self._build()
@@ -193,12 +195,8 @@ class ExpLR(LRScheduler):
         self.exponents = [0] * len(groups)
         self.updates = 0  # steps that the optimizer has taken, from which log_scale comes
         self.dry = False  # whether none of them had a gradient
-        self._had_gradients: list[list[bool]] = []  # before the update
-        self._broken = ""  # why no update can be right any more
         self.calls = 0  # of step(), since the wrapped scheduler moved
         self._updates_since_call = 0
-        self.prepared = False  # whether the optimizer has what belongs to the coming update
-        self.written = 0  # the update for which it was set last
         # The decay of a loaded optimizer may have been taken already, and how much the weights have grown is not known then.
         self._lacks_state = any(MARK in group for group in groups)
         if self.norms is not None:
@@ -261,7 +259,7 @@ class ExpLR(LRScheduler):
 
         Args:
             args: for a wrapped ``ReduceLROnPlateau``, the value it watches, as for its own ``step``; for a scheduler of timm,
-                what its ``step`` takes.
+                what its ``step`` takes. None stands for nothing, as in torch's ``step(epoch=None)``.
             kwargs: likewise.
 
         Raises:
@@ -270,11 +268,15 @@ class ExpLR(LRScheduler):
         """
         if self.last_epoch >= 0:  # else torch's constructor is calling: the first step is prepared already
             self._check_untouched()
-            if self._is_due(args, kwargs):
+            args = args if any(value is not None for value in args) else ()
+            kwargs = {name: value for name, value in kwargs.items() if value is not None}
+            self._check_arguments(args, kwargs)
+            if self._is_due(given=bool(args or kwargs)):
                 self._move("step", args, kwargs)
             self._updates_since_call = 0
             self._prepare()
-        super().step()  # which sets the rates
+        super().step()  # which counts the calls
+        self._write_rates()
 
     def step_update(self, *args: Any, **kwargs: Any) -> None:
         """Move the wrapped schedule by an update, where it is one of timm's, whose ``step`` counts epochs."""
@@ -300,8 +302,8 @@ class ExpLR(LRScheduler):
         pairs = zip(self.optimizer.param_groups, self.gradient_scale, strict=True)
         scaled = [(p.grad, scale) for group, scale in pairs for p in group["params"] if p.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, norm_type) / scale for gradient, scale in scaled]
-        device = norms[0].device if norms else None
-        total = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms] or [torch.zeros(())]), norm_type)
+        norms = [norm.to(norms[0].device) for norm in norms] or [torch.zeros(())]
+        total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as torch has it
         for gradient, _ in scaled:
             gradient.mul_(factor.to(gradient.device))
@@ -330,7 +332,7 @@ class ExpLR(LRScheduler):
             if not (isinstance(value, int) and value > 0):
                 raise ExplrError(f"{name}={value!r} must be a number of updates, >= 1.")
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)  # what an update changes it replaces, and never alters in place
+        other.__dict__.update(self.__dict__)  # which an update replaces and never alters in place
         other.norms = None
         other.dry = True  # nothing moves but the schedule
         other.optimizer = copy.copy(self.optimizer)  # without hooks
@@ -345,7 +347,7 @@ class ExpLR(LRScheduler):
                 other._prepare()
                 logs.append(other.log_lr)
                 other._commit([True] * len(self.families))
-                if moves and (self._updates_since_call + update + 1) % updates_per_step == 0 and other._is_due((), {}):
+                if moves and (self._updates_since_call + update + 1) % updates_per_step == 0 and other._is_due():
                     try:
                         other._move("step", (), {})
                     except Exception as error:  # of somebody else's scheduler, which may need more or be at its end
@@ -377,52 +379,18 @@ class ExpLR(LRScheduler):
             ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of
                 a model with other norms, or of a run with a model while this one has none.
         """
-        own = self.state_dict()
-        if not isinstance(state_dict, Mapping) or not own.keys() <= state_dict.keys():
-            raise ExplrError(
-                "the state is not that of an ExpLR: it must come from ExpLR.state_dict(). A checkpoint of the script without "
-                "ExpLR is loaded before ExpLR is built."
-            )
-        state = {name: state_dict[name] for name in own}
+        state = check_state(state_dict, self.state_dict())
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
-        families = state["families"]
-        if isinstance(families, list) and families != self.families:
-            raise ExplrError(
-                f"the state is of {len(families)} parameter groups ({', '.join(map(str, families))}), the optimizer "
-                f"has {len(self.families)} ({', '.join(self.families)}): build the optimizer as it was built for the state."
-            )
-        # What is in use may have other names here: on an optimizer whose decay was taken before nothing looks converted.
-        in_use = state.pop("in_use")
-        damaged = [name for name, value in state.items() if not alike(value, own[name])]
-        if not isinstance(in_use, list) or len(in_use) != len(self.in_use) or not all(map(_has_numbers, in_use)):
-            damaged.append("in_use")
-        if not (wrapped is None or (isinstance(wrapped, list | tuple) and len(wrapped) == 2)):
-            damaged.append("scheduler")
-        if not (eps is None or _has_numbers(eps)):
-            damaged.append("eps")
-        if damaged:
-            raise ExplrError(f"the state is damaged at {', '.join(damaged)}: load another one. Nothing has changed.")
-        if eps is not None and self.norms is None:
-            raise ExplrError("the state is of a run with model=: build ExpLR with model= to go on with it.")
-        if eps is not None and self.norms is not None and eps.keys() != self.norms.eps.keys():
-            raise ExplrError(
-                f"the state is of a model with other norms ({few(list(eps))}; here {few(list(self.norms.eps))}): build the "
-                "model as it was built for the state."
-            )
-        kinds = [wrapped and wrapped[0], self.scheduler and type(self.scheduler).__name__]
-        if kinds[0] != kinds[1]:
-            raise ExplrError(
-                f"the state is of the wrapped scheduler {kinds[0]}, this ExpLR has {kinds[1]}: wrap the same kind."
-            )
         try:
             if self.norms is not None:
                 self.norms.choose(self._scaled(state["converted"]))
-            self._load_wrapped(wrapped)
+            if self.scheduler is not None:
+                load_wrapped(self.scheduler, wrapped[1])
         except ExplrError:
             if self.norms is not None:
                 self.norms.choose(self.scaled_parameters())
             raise
-        self.__dict__.update(copy.deepcopy({**state, "in_use": in_use}))
+        self.__dict__.update(state)  # what an update changes it replaces, and never alters in place
         self._lacks_state = False
         self._broken = ""
         self._updates_since_call = 0
@@ -436,35 +404,22 @@ class ExpLR(LRScheduler):
         self._write_rates()
         self._scale_eps()
 
-    def _load_wrapped(self, wrapped: Any) -> None:
-        """Load the state of the wrapped scheduler, or leave it as it was."""
-        if self.scheduler is None:
-            return
-        before = copy.deepcopy(self.scheduler.state_dict())
-        try:
-            self.scheduler.load_state_dict(copy.deepcopy(wrapped[1]))
-        except Exception as error:  # whatever a damaged state does to a scheduler of somebody else
-            self.scheduler.load_state_dict(before)
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse what the wrapped scheduler would not know what to do with."""
+        if isinstance(self.scheduler, ReduceLROnPlateau) and not (args or kwargs):
             raise ExplrError(
-                f"the state of the wrapped {wrapped[0]} cannot be loaded ({type(error).__name__}: {error}). Nothing "
-                "has changed."
-            ) from error
-
-    def _is_due(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Tell whether a call of :meth:`step` moves the wrapped scheduler."""
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            if not (args or kwargs):
-                raise ExplrError(
-                    "step() lacks the metric that the wrapped ReduceLROnPlateau watches: call step(metric), once for each new "
-                    'value; for Lightning, put "reduce_on_plateau": True beside the scheduler.'
-                )
-            return True
+                "step() lacks the metric that the wrapped ReduceLROnPlateau watches: call step(metric), once for each new "
+                'value; for Lightning, put "reduce_on_plateau": True beside the scheduler.'
+            )
         if (args or kwargs) and self.scheduler is None:
             shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
             raise ExplrError(
                 f"step({shown}): there is no wrapped scheduler, such as ReduceLROnPlateau, to take it; call step()."
             )
-        if self.steps_per_epoch is None or args or kwargs:
+
+    def _is_due(self, *, given: bool = False) -> bool:
+        """Tell whether a call of :meth:`step`, which may be given a metric or an epoch, moves the wrapped scheduler."""
+        if self.steps_per_epoch is None or given:
             return self.scheduler is not None
         if self._updates_since_call > 1:
             raise ExplrError(
@@ -507,7 +462,8 @@ class ExpLR(LRScheduler):
         self.believed = believed
         for name in rows[0]:
             setattr(self, name, [row[name] for row in rows])
-        self.prepared, self.written = True, self.updates
+        self.prepared = True  # the optimizer has what belongs to the coming update
+        self.written = self.updates  # the update for which it was set last
         self._write()
 
     def _twin(self, index: int, settings: dict[str, float]) -> dict[str, Any]:
@@ -535,9 +491,9 @@ class ExpLR(LRScheduler):
         power = family.lr_power
         log_growth = power * scale - math.log1p(-share) + twin.pop("log_factor")
         _check_overflow("learning rate", log_lr + log_growth - power * exponent * math.log(2), largest, group, step)
-        if power == 1:  # its rate outlives squares: of activations, and of gradients, which shrink as the weights grow
-            _check_overflow("growth of the weights", scale - exponent * math.log(2), 0.25 * largest, group, step)
         if not self.renormalize:
+            if power == 1:  # its rate outlives squares: of activations, and of gradients, which shrink as the weights grow
+                _check_overflow("growth of the weights", scale, 0.25 * largest, group, step)
             self._check_activations(scale, [group])
         whole = math.floor(log_growth / math.log(2))  # the rate may be in range where its growth is not
         if "log_eps_factor" in twin:
@@ -594,13 +550,11 @@ class ExpLR(LRScheduler):
     def _check_joint(self, norms: Norms) -> None:
         """Refuse groups that decay differently though the network is invariant only when they are scaled alike."""
         for indices in norms.joint:
-            settings = [self.believed[i] for i in indices if self.converted[i]]
-            if any(other != settings[0] for other in settings):
+            if len({tuple(self.believed[i].values()) for i in indices if self.converted[i]}) > 1:
                 raise ExplrError(_JOINT)
 
     def _check_untouched(self) -> None:
         """Refuse to go on when somebody has changed what this scheduler sets."""
-        groups = self.optimizer.param_groups
         if self._broken:
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
         if self.norms is not None and (owner := _GROWN_BY.get(self.norms.model)) is not None and owner() is not self:
@@ -614,41 +568,16 @@ class ExpLR(LRScheduler):
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
                 "scheduler.load_state_dict(...)."
             )
+        groups = self.optimizer.param_groups
         if len(groups) != len(self.families):
             raise ExplrError(
                 f"the optimizer has {len(groups)} parameter groups, ExpLR was built for {len(self.families)}: "
                 "add every group before building ExpLR."
             )
-        for index, (group, set_to, lr) in enumerate(zip(groups, self.in_use, self._last_lr, strict=True)):
-            check_group(index, group)
-            family = family_of(self.optimizer, group)
-            if type(family).__name__ != self.families[index]:
-                raise ExplrError(f"parameter group {index} has nesterov={group['nesterov']} now: build a new optimizer for it.")
-            found = read(group, tuple(set_to))
-            if self.converted[index] and found["weight_decay"]:
-                raise ExplrError(
-                    f"parameter group {index} has weight_decay={found['weight_decay']} again, after ExpLR took it: "
-                    "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
-                )
-            if self.converted[index] and group.get(MARK) != self.written:
-                raise ExplrError(
-                    f"the optimizer was loaded with the state of update {group.get(MARK)}, ExpLR is at {self.written}: "
-                    "load ExpLR's state too, scheduler.load_state_dict(...)."
-                )
-            begun = self.converted[index] and not self.dry and tuple(self.memory[index]) != family.start()
-            if begun and not buffers_are_there(self.optimizer, group, family):
-                raise ExplrError(
-                    f"what the optimizer keeps of the gradients of parameter group {index} is gone, and ExpLR counts on the "
-                    "decay that it carries: load the optimizer's state with ExpLR's, and do not clear it."
-                )
-            expected = {"learning rate": float(lr), **set_to}
-            for name, value in {"learning rate": float(group["lr"]), **found}.items():
-                if value != expected[name]:
-                    raise ExplrError(
-                        f"the {name} of parameter group {index} is {value:g}, not {expected[name]:g} as ExpLR set it. A second "
-                        "scheduler, a finder of learning rates or a callback for weight averaging may have changed it: wrap "
-                        "the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
-                    )
+        for index, (family, lr, others) in enumerate(zip(self.families, self._last_lr, self.in_use, strict=True)):
+            update = self.written if self.converted[index] else None
+            memory = self.memory[index] if self.converted[index] and not self.dry else None
+            check_untouched(self.optimizer, index, family, {"lr": float(lr), **others}, update, memory)
 
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
         """Let the model follow from the log scales and exponents before the last update to those after it."""
@@ -656,8 +585,8 @@ class ExpLR(LRScheduler):
             return
         _GROWN_BY[self.norms.model] = weakref.ref(self)
         self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
-        factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
-        if any(factor != 1.0 for factor in factors):
+        if self.exponents != exponents:
+            factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
             for parameters, factor in zip(self.scaled_parameters(), factors, strict=True):
                 scale_weights(self.optimizer, parameters, factor)
             self.norms.scale_statistics(factors)
@@ -668,17 +597,17 @@ class ExpLR(LRScheduler):
             self.norms.scale_eps([exact_exp(s, e) for s, e in zip(self.log_scale, self.exponents, strict=True)])
 
     def _watch(self) -> None:
-        self.optimizer.register_step_pre_hook(_Watch(self, "_before_update"))
-        self.optimizer.register_step_post_hook(_Watch(self, "_after_update"))
-        self.optimizer.register_load_state_dict_pre_hook(check_sizes)
+        self.optimizer.register_step_pre_hook(Watch(self, "_before_update"))
+        self.optimizer.register_step_post_hook(Watch(self, "_after_update"))
+        self.optimizer.register_load_state_dict_pre_hook(check_loaded)
 
     def _before_update(self) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise ExplrError("a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less.")
         if not any(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in self.optimizer.param_groups):
             self._check_untouched()  # else to look would make the host wait; step() looks then
-        self._had_gradients = self._have_gradients()
-        self._check_even(self._had_gradients)
+        self._had_gradients = have_gradients(self.optimizer)
+        self._check_even()
         if self.dry and any(map(any, self._had_gradients)):
             self._start_again()
         if not self.prepared:
@@ -687,9 +616,7 @@ class ExpLR(LRScheduler):
 
     def _start_again(self) -> None:
         """Forget updates without any gradient, in which nothing has moved but the schedule."""
-        for index, group in enumerate(self.optimizer.param_groups):
-            if self.converted[index]:
-                self.memory[index] = list(memory_of(self.optimizer, index, group, family_of(self.optimizer, group)))
+        self.memory = [list(family_of(self.optimizer, group).start()) for group in self.optimizer.param_groups]
         self.log_scale, self.rounding = ([0.0] * len(self.families) for _ in range(2))
         self.exponents = [0] * len(self.families)
         self.updates, self.dry, self.prepared = 0, False, False
@@ -705,19 +632,14 @@ class ExpLR(LRScheduler):
             self._commit(moved)
         self._updates_since_call += 1
 
-    def _have_gradients(self) -> list[list[bool]]:
-        return [[p.grad is not None for p in group["params"]] for group in self.optimizer.param_groups]
-
-    def _check_even(self, have: list[list[bool]]) -> None:
-        """Refuse gradients for a part of a group."""
-        for index, (found, expected) in enumerate(zip(have, self._train, strict=True)):
-            if self.converted[index] and any(found) and found != expected:
-                raise ExplrError(self._uneven(index, found, expected))
+    def _check_even(self) -> None:
+        expected = {index: trained for index, trained in enumerate(self._train) if self.converted[index]}
+        check_even(self.optimizer, expected, {} if self.norms is None else self.norms.parameters, self.updates)
 
     def _moved(self) -> list[bool]:
         """Return which groups the optimizer has moved: those with gradients, or all in a loop that has none at all."""
-        have = self._have_gradients()  # a closure makes them within the update, a hook may take them away
-        self._check_even(have)
+        self._check_even()
+        have = have_gradients(self.optimizer)  # a closure makes them within the update, a hook may take them away
         moved = [any(before) or any(after) for before, after in zip(self._had_gradients, have, strict=True)]
         if not any(moved):
             self.dry = self.dry or not (self.updates or self.optimizer.state)
@@ -729,42 +651,6 @@ class ExpLR(LRScheduler):
                 "ExpLR anew."
             )
         return moved
-
-    def _uneven(self, index: int, found: list[bool], expected: list[bool]) -> str:
-        """Say which parameters of a group had no gradient, or one that they had not when ExpLR was built."""
-        names = {} if self.norms is None else {id(p): name for name, p in self.norms.parameters.items()}
-        kinds: dict[bool, list[str]] = {True: [], False: []}
-        for position, p in enumerate(self.optimizer.param_groups[index]["params"]):
-            if found[position] != expected[position]:
-                kinds[found[position]].append(names.get(id(p), f"parameter {position} of shape {tuple(p.shape)}"))
-        what = f"{few(kinds[False])} had no gradient" if kinds[False] else f"{few(kinds[True])} did not train at first"
-        return (
-            f"in update {self.updates} of parameter group {index} {what}: torch then leaves out its weight decay as well, "
-            "and no one factor of the group's weights is right any more. Go back to a checkpoint from before; let the "
-            "parameters of a group train all or none (what is frozen, or unused at times, belongs into a group of its own), or "
-            "call zero_grad(set_to_none=False)."
-        )
-
-
-class _Watch:
-    """A hook of an optimizer that does not keep its scheduler alive, nor the optimizer through it."""
-
-    def __init__(self, scheduler: ExpLR, method: str) -> None:
-        self.scheduler = weakref.ref(scheduler)
-        self.method = method
-
-    def __call__(self, *_: Any) -> None:
-        scheduler = self.scheduler()
-        if scheduler is None:
-            raise ExplrError(
-                "the ExpLR of this optimizer, which took its weight decay, is gone: keep it as long as the optimizer trains."
-            )
-        getattr(scheduler, self.method)()
-
-
-def has_explr(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer is under an ExpLR."""
-    return any(isinstance(hook, _Watch) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
 _NOTHING = (
@@ -781,10 +667,6 @@ _JOINT = (
 def _rounded(rate: float, kept: float | torch.Tensor) -> float:
     """Return a rate as the optimizer keeps it."""
     return float(torch.tensor(rate, dtype=kept.dtype)) if isinstance(kept, torch.Tensor) else rate
-
-
-def _has_numbers(mapping: Any) -> bool:
-    return isinstance(mapping, Mapping) and alike(list(mapping.values()), [0.0] * len(mapping))
 
 
 def _check_overflow(what: str, log: float, most: float, group: Group, step: int) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from explr.errors import ExplrError
 from explr.groups import converts, family_of, trains, write
-from explr.optim import ExpLR, has_explr
+from explr.optim import ExpLR
 from explr.symmetry import Norms, scale_weights, unwrapped
+from explr.watching import has_explr
 
 
 def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:

@@ -117,7 +117,7 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     They are those of the first parameter group; ``convert(future(scheduler, steps), weight_decay, momentum)`` converts them.
 
     Raises:
-        ExplrError: for a scheduler such as ``ReduceLROnPlateau``, whose rates depend on more than time.
+        ExplrError: for what is no scheduler, or one such as ``ReduceLROnPlateau``, whose rates depend on more than time.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
@@ -125,6 +125,11 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     array([0.1 , 0.1 , 0.01])
     """
     steps = whole("steps", steps)
+    if not hasattr(scheduler, "optimizer"):
+        raise ExplrError(
+            f"scheduler={type(scheduler).__name__} is not a learning-rate scheduler of torch: give the one that moves the "
+            "optimizer's rate; of a function explr.schedules.sample(function, steps) gives the values."
+        )
     if any("explr_update" in group for group in scheduler.optimizer.param_groups):
         raise ExplrError("the scheduler's optimizer is under an ExpLR, whose rates it now has: use ExpLR.preview(steps).")
     optimizer = copy.copy(scheduler.optimizer)  # without hooks

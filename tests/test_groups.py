@@ -12,6 +12,7 @@ from explr import ExplrError
 from explr.groups import (
     buffers_are_there,
     check_group,
+    check_loaded,
     check_ranges,
     converts,
     copy_of,
@@ -42,6 +43,32 @@ def stepped(optimizer, *chosen):
             p.grad = torch.ones(3) if not chosen or any(p is other for other in chosen) else None
     optimizer.step()
     return optimizer
+
+
+def two_groups(make=torch.optim.SGD, sizes=(2, 1), **options):
+    return make([{"params": parameters(size)} for size in sizes], lr=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({}, "the state is not an optimizer's: it has no param_groups. Load what optimizer.state_dict() gave."),
+        ({"param_groups": None}, "the state is not an optimizer's: it has no param_groups. Load what optimizer.state_dict() "
+         "gave."),
+        (two_groups(torch.optim.AdamW).state_dict(), "the state is of another optimizer: it has no dampening, momentum, which "
+         "SGD has. Build the optimizer as it was built for the state."),
+        (two_groups(sizes=(2, 2)).state_dict(), "the state is of parameter groups of [2, 2] tensors, the optimizer under "
+         "ExpLR, which splits groups, has [2, 1]. Load a checkpoint of the script without ExpLR before ExpLR is built, and one "
+         "of a run under ExpLR after, into the same model and groups."),
+    ],
+)  # fmt: skip
+def test_the_state_of_another_optimizer_or_of_other_groups_is_refused(state, message):
+    optimizer = two_groups()
+    with pytest.raises(ExplrError) as caught:
+        check_loaded(optimizer, state)
+    assert str(caught.value) == message
+    check_loaded(optimizer, two_groups(momentum=0.9, nesterov=True).state_dict())
+    check_loaded(two_groups(torch.optim.AdamW), two_groups(torch.optim.AdamW).state_dict())
 
 
 DECOUPLED = pytest.mark.skipif(

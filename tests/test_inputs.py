@@ -63,6 +63,38 @@ def test_what_is_no_number_or_too_large_a_one_is_refused_in_a_sentence(call, wor
     assert len(str(caught.value)) < 300
 
 
+def wrapped():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2)
+
+
+@pytest.mark.parametrize("convert", [explr.convert, explr.convert_adamw])
+def test_a_scheduler_or_a_function_in_place_of_rates_is_told_what_gives_them(convert):
+    optimizer, scheduler = wrapped()
+    for given in (scheduler, ExpLR(optimizer, scheduler)):
+        with pytest.raises(ExplrError) as caught:
+            convert(given, 5e-4)
+        assert str(caught.value) == (
+            f"lrs={type(given).__name__} is a scheduler, not its rates: explr.schedules.future(scheduler, steps) gives them, "
+            "and ExpLR(optimizer, scheduler) converts them in training, as they come."
+        )
+    with pytest.raises(ExplrError) as caught:
+        convert(explr.schedules.constant(0.1), 5e-4)
+    assert str(caught.value) == "lrs is a function, not its values: explr.schedules.sample(function, steps) gives them."
+    assert len(convert(explr.schedules.future(wrapped()[1], 3), 5e-4)) == 3
+
+
+@pytest.mark.parametrize("name", ["SGD", "NoneType", "function"])
+def test_the_future_of_what_is_no_scheduler_is_refused(name):
+    given = {"SGD": wrapped()[0], "NoneType": None, "function": explr.schedules.constant(0.1)}[name]
+    with pytest.raises(ExplrError) as caught:
+        explr.schedules.future(given, 3)
+    assert str(caught.value) == (
+        f"scheduler={name} is not a learning-rate scheduler of torch: give the one that moves the optimizer's rate; of a "
+        "function explr.schedules.sample(function, steps) gives the values."
+    )
+
+
 def test_numbers_of_numpy_and_lists_of_one_go_into_schedules():
     assert explr.schedules.step_decay([1.0], np.array([1]), [0.1])(1) == 0.1
     assert explr.schedules.cosine(np.float32(0.5), np.int64(2))(1) == 0.25

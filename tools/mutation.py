@@ -60,6 +60,15 @@ NUMBERS = (
     "tests/test_twins.py::test_without_decay_nothing_changes",
     "tests/test_twins.py::test_the_bound_of_nesterov_momentum_is_sharp",
 )
+SCHEDULER = (
+    "tests/test_states.py",
+    "tests/test_watching.py",
+    "tests/test_scheduler.py",
+    "tests/test_norms.py",
+    "tests/test_optim.py",
+    "tests/test_loops.py::test_biases_before_norms_convert_with_their_weights_and_shifts_do_not",
+    "tests/test_loops.py::test_biases_that_do_not_decay_before_norms_are_an_error_that_says_what_to_do",
+)
 NETWORKS = ("tests/test_norms.py", "tests/test_groups.py")
 RULES = ("tests/invariance/test_rules.py", "tests/invariance/test_shifts.py")
 LONG = (  # and left out
@@ -74,14 +83,9 @@ MODULES = {  # and their tests
     "explr.symmetry": NETWORKS,
     "explr.groups": NETWORKS,
     "explr.scaling": NETWORKS,
-    "explr.optim": (
-        "tests/test_scheduler.py",
-        "tests/test_norms.py",
-        "tests/test_optim.py",
-        "tests/test_loops.py::test_biases_before_norms_convert_with_their_weights_and_shifts_do_not",
-        "tests/test_loops.py::test_biases_that_do_not_decay_before_norms_are_an_error_that_says_what_to_do",
-        "tests/test_loops.py::test_groups_whose_warm_up_begins_at_0_are_not_alike",
-    ),
+    "explr.optim": SCHEDULER,
+    "explr.states": SCHEDULER,
+    "explr.watching": SCHEDULER,
     "explr.invariance.degrees": ("tests/invariance/test_degrees.py",),
     "explr.invariance.calls": ("tests/invariance/test_degrees.py",),
     "explr.invariance.rulebook": RULES,

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from explr import ExplrError, Run, convert
+from explr import ExplrError, Run, __version__, convert
 from explr.__main__ import main
 from explr.experiments.arms import Arm
 from explr.experiments.catalogue import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
@@ -206,6 +206,12 @@ def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
     list(run_experiment("figure2", data, **options))
     with pytest.raises(ExplrError, match="record of another run"):
         list(run_experiment("figure2", synthetic(train=48, test=20), **options))
+
+
+def test_the_command_tells_its_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"explr {__version__}\n")
 
 
 def test_convert_command_prints_the_numbers_of_the_theory(capsys):
