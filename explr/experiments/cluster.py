@@ -141,7 +141,8 @@ def run_on(
         import submitit  # noqa: F401  # said before the images are read
     images = data.find(folder)
     results = (results or results_folder()).resolve()  # a job may start elsewhere
-    together = options.pop("together", None) or (4 if request.gpus else 1)
+    together = options.pop("together", None)
+    together = (4 if request.gpus else 1) if together is None else together
     device = options.pop("device", None) or ("cuda" if request.gpus else "cpu")
     pieces: list[Piece] = []
     for name in names:

@@ -318,6 +318,7 @@ def test_check_command_takes_it_that_its_reader_has_seen_enough():
         (["run", "figure2", "--data", "synthetic", "--epochs", "1" + 400 * "0"], "epochs=1000"),
         (["run", "figure2", "--data", "synthetic", "--seeds", "1000000000"], "at most 10,000"),
         (["run", "figure2", "--executor", "local", "--data", "synthetic", "--epochs", "1" + 400 * "0"], "epochs=1000"),
+        (["run", "figure2", "--executor", "local", "--data", "synthetic", "--together", "0"], "together=0"),
         (["run", "figure2", "--data", "synthetic", "--precision", "float8"], "float8"),
         (["run", "figure2", "--data", "synthetic", "--partition", "big"], "--partition is of jobs: name an --executor"),
         (["run", "figure2", "--executor", "slurm", "--gpus", "2"], "gpus=2 must be 0 or 1"),
