@@ -130,7 +130,9 @@ def prod(call: Call) -> Degree:
     entries, products = call[call.first].meta["val"].numel(), tensors_of(call.node)[0].numel()
     if not isinstance(entries, int):  # how many there are is a matter of the data
         return nonlinear(call)
-    return combine(CONSTANT, call.degree(call.first), Fraction(entries // max(products, 1)))
+    if entries == 0:
+        return CONSTANT  # 1
+    return combine(CONSTANT, call.degree(call.first), Fraction(entries // products))
 
 
 def product(call: Call, *factors: str, plus: str | None = None) -> Degree:
@@ -144,7 +146,7 @@ def product(call: Call, *factors: str, plus: str | None = None) -> Degree:
 def affine(call: Call, *factors: str) -> Degree:
     """Multilinear in the factors, plus a bias for each channel."""
     output, weight, bias = call.node.meta["val"], call["weight"].meta["val"], call["bias"]
-    if bias is not None and (bias.meta["val"].ndim != 1 or weight.ndim < 2):  # one for each sample, say
+    if bias is not None and bias.meta["val"].ndim != 1:  # one for each sample, say
         return product(call, *factors, plus="bias")
     axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
     shifts = [] if bias is None else [call.degree("bias")]
@@ -423,7 +425,7 @@ def _statistics(call: Call) -> list[Degree]:
 
 def weight_norm(call: Call) -> list[Degree]:
     """Return the degree of g · v / ‖v‖: that of g, whatever v."""
-    return [call.degree("g"), call.degree("v")]
+    return [call.degree("g"), call.degree("v")][: len(tensors_of(call.node))]
 
 
 def cosine_similarity(call: Call) -> Degree:
