@@ -425,7 +425,8 @@ def _statistics(call: Call) -> list[Degree]:
 
 def weight_norm(call: Call) -> list[Degree]:
     """Return the degree of g · v / ‖v‖: that of g, whatever v."""
-    return [call.degree("g"), call.degree("v")][: len(tensors_of(call.node))]
+    degrees: list[Degree] = [call.degree("g"), call.degree("v")]
+    return degrees[: len(tensors_of(call.node))]
 
 
 def cosine_similarity(call: Call) -> Degree:
