@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
@@ -132,7 +132,7 @@ def prod(call: Call) -> Degree:
         return nonlinear(call)
     if entries == 0:
         return CONSTANT  # 1
-    return combine(CONSTANT, call.degree(call.first), Fraction(entries // products))
+    return combine(CONSTANT, call.degree(call.first), Fraction(entries, products))
 
 
 def product(call: Call, *factors: str, plus: str | None = None) -> Degree:
@@ -304,7 +304,7 @@ def deform_conv(call: Call) -> Degree:
     """A convolution that looks where an offset says, with a mask for each place: the offset must not move."""
     call.require(call.degree("offset"), "nonlinear", "Freeze what gives the offsets, or normalise them.")
     factors = ("input", "weight", "mask") if call["use_mask"] else ("input", "weight")  # without, it is given zeros
-    call.consulted |= {"mask"}
+    call.consulted.add("mask")
     return call.join(product(call, *factors), "bias")
 
 
@@ -497,8 +497,4 @@ def nonlinear(call: Call) -> Degree:
 def unknown(call: Call) -> Degree:
     """Whatever it does, it gives the same for the same arguments."""
     call.insist()
-    if call.mutates:  # zeros may be zeros no more
-        for node in nodes_in((call.node.args, call.node.kwargs)):
-            if isinstance(node.meta.get("val"), Tensor) and call.found.degree(node) is None:
-                call.found.memory.write(node.meta["val"], CONSTANT, lambda degrees: CONSTANT)
     return CONSTANT

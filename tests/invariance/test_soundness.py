@@ -355,6 +355,12 @@ def writes(write):
     return function
 
 
+def written(x, write):
+    z = torch.zeros_like(x)
+    write(z)
+    return z
+
+
 def under(context):
     def write(z, y):
         with context():
@@ -414,6 +420,10 @@ OTHER = {
     "written by index": (lambda: net(writes(lambda z, y: z.index_put_((torch.tensor([0]),), y[:1]))), "no"),
     "written as an output": (lambda: net(writes(lambda z, y: torch.mul(y.detach(), 2, out=z))), "no"),
     "written as one of a list": (lambda: net(writes(lambda z, y: torch._foreach_add_([z], [y]))), "no"),
+    "written by what has no rule": (lambda: net(lambda m, x: rms(m.a(x) + written(x, torch.Tensor.i0_))), "no"),
+    "written as one of a list by what has no rule": (
+        lambda: net(lambda m, x: rms(m.a(x) + written(x, lambda z: torch._foreach_exp_([z])))), "no",
+    ),
     "written under no_grad": (lambda: net(writes(under(torch.no_grad))), "no"),
     "written under autocast": (lambda: net(writes(under(lambda: torch.autocast("cpu", enabled=False)))), "no"),
     "memory exchanged": (lambda: net(writes(lambda z, y: z.set_(y.detach()))), "refused"),
