@@ -92,12 +92,8 @@ def channelwise(call: Call, *, keeps_shift: bool) -> Degree:
 
 def avg_pool(call: Call) -> Degree:
     """An average, which hands on what is added to all of a channel, unless there are zeros in it."""
-    zeros = any(_listed(call["padding"])) and call["count_include_pad"] is not False
+    zeros = any(call["padding"]) and call["count_include_pad"] is not False
     return channelwise(call, keeps_shift=call["divisor_override"] is None and not zeros)
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def values_and_indices(call: Call) -> Degree | list[Degree]:
@@ -162,7 +158,7 @@ def _spreads_shift(call: Call, x: Shifted) -> bool:
     ndim, weight = call["input"].meta["val"].ndim, call["weight"].meta["val"]
     if call.operation == "linear":
         return weight.ndim == 2 and x.axes <= {ndim - 1}
-    pads = call["padding"] != "valid" and any(_listed(call["padding"]))
+    pads = call["padding"] != "valid" and any(call["padding"])
     return call.operation in ("conv1d", "conv2d", "conv3d") and x.axes <= {ndim - weight.ndim + 1} and not pads
 
 
