@@ -56,7 +56,7 @@ class X:
     """A tensor of a shape and a degree; positive by default, so that roots and logarithms are of numbers."""
 
     def __init__(self, degree, *shape, value=None):
-        self.degree = None if degree is None else vector(degree)
+        self.degree, self.drawn = None if degree is None else vector(degree), value is None
         self.tensor = positive(*shape) if value is None else value
 
     def scaled(self, factors):
@@ -208,6 +208,8 @@ def choices(conditions):
 def misfit(degree, values, factors):
     """Return by how much an output, given for each way to grow, does not grow as its degree says, as part of its size."""
     if isinstance(degree, Parts):
+        if degree.axis not in range(values[0].ndim):
+            return 0.0  # nothing tells them apart
         parts = zip(*(value.chunk(len(degree.parts), degree.axis) for value in values), strict=True)
         return max(misfit(part, value, factors) for part, value in zip(degree.parts, parts, strict=True))
     if values[0].is_complex():
@@ -216,13 +218,12 @@ def misfit(degree, values, factors):
         return 0.0 if all(torch.equal(value, values[0]) for value in values) else INF
     whole, shifts, axes = (degree.degree, degree.shifts, degree.axes) if isinstance(degree, Shifted) else (degree, (), ())
     rows = torch.stack([value.to(torch.float64) / growth(whole, of) for value, of in zip(values, factors, strict=True)])
-    unbounded = ~rows.isfinite()
-    if unbounded.any():
-        if not torch.equal(
-            rows.where(unbounded, 0.0).nan_to_num(7.0), rows[:1].where(unbounded[:1], 0.0).nan_to_num(7.0).expand_as(rows)
-        ):
-            return INF
-        rows = rows.where(~unbounded, 0.0)
+    unbounded = ~rows[0].isfinite()
+    if not torch.allclose(*(x.where(unbounded, 0.0) for x in (rows, rows[:1].expand_as(rows))), equal_nan=True):
+        return INF
+    rows = rows.where(~unbounded, 0.0)
+    if not rows.isfinite().all():
+        return INF
     shifts = [shift for shift in shifts if any(growth(shift, of) != growth(whole, of) for of in factors)]
     each = torch.tensor([[1.0, *(growth(s, of) / growth(whole, of) for s in shifts)] for of in factors], dtype=torch.float64)
     flat = rows.reshape(len(rows), -1)
@@ -233,7 +234,8 @@ def misfit(degree, values, factors):
         term = term.view_as(values[0])
         others = [axis for axis in range(term.ndim) if axis not in axes]
         if others:
-            error = max(error, float((term - term.mean(others, keepdim=True)).abs().amax() / sizes))
+            spread = term.where(~unbounded, -INF).amax(others) - term.where(~unbounded, INF).amin(others)
+            error = max(error, float(spread.amax() / sizes))
     return error
 
 
@@ -976,6 +978,28 @@ def misfits(operation, arguments, options, gives, reads, conditions):
         for index, (degree, *values) in enumerate(zip(gives, *runs, strict=True))
         if reads is None or index in reads
     )
+
+
+def others(x):
+    """Yield what has the shape of a tensor and is no multiple of one: plus numbers along an axis, and parts along the last."""
+    shape, last = x.tensor.shape, x.tensor.ndim - 1
+    for axes in {(0,), (min(1, last),)}:
+        yield S(*shape, axes=axes, shift="d")
+    if shape[last] % 2 == 0:
+        yield P(last, *(given(half, degree) for half, degree in zip(either_sign(*shape).chunk(2, last), "bd", strict=True)))
+
+
+@pytest.mark.parametrize("operation, arguments, options, gives, conditions, reads, eps, wary", CASES)
+def test_no_rule_says_what_numbers_do_not_whatever_comes_in(operation, arguments, options, gives, conditions, reads, eps, wary):
+    """Each tensor in its turn is one that is not homogeneous: a rule may ask for conditions then, but they must do."""
+    for index, x in enumerate(arguments):
+        if type(x) is X and x.drawn and x.tensor.numel():
+            for other in others(x):
+                changed = [*arguments[:index], other, *arguments[index + 1 :]]
+                degrees, found = applied(operation, changed, options, reads or ())
+                if not found.eps:
+                    asked = [condition.vector for condition in found.conditions]
+                    assert misfits(operation, changed, options, degrees, reads, asked) < 1e-7, (index, vars(other))
 
 
 def test_the_norms_and_their_parameters_are_noted():
