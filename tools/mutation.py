@@ -70,7 +70,11 @@ SCHEDULER = (
     "tests/test_loops.py::test_biases_that_do_not_decay_before_norms_are_an_error_that_says_what_to_do",
 )
 NETWORKS = ("tests/test_norms.py", "tests/test_groups.py")
-RULES = ("tests/invariance/test_rules.py", "tests/invariance/test_shifts.py")
+RULES = (
+    "tests/invariance/test_rules.py",
+    "tests/invariance/test_shifts.py",
+    "tests/invariance/test_soundness.py::test_rules_are_right[sizes that are data, prod]",
+)
 LONG = (  # and left out
     "tests/test_equivalence.py::test_a_million_steps_convert",
     "tests/test_optim.py::test_explr_yields_the_rates_of_convert_over_a_long_run",

@@ -175,8 +175,9 @@ class Propagation(Findings):
             results += [CONSTANT] * (len(outs) - len(results))
         for index, out in enumerate(outs):
             if not (out.dtype.is_floating_point or out.dtype.is_complex):
+                vector = self.agree(node, [results[index]])
                 if out.dtype != torch.bool:  # x.bool() asks whether x is 0, at every scale; x.int() rounds
-                    self.require(self.agree(node, [results[index]]), "nonlinear", node, SMOOTH)
+                    self.require(vector, "nonlinear", node, SMOOTH)
                 results[index] = CONSTANT
         self._watch_sparse(call, outs)
         written = self._write_arguments(call, results)

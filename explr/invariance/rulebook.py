@@ -25,10 +25,6 @@ def apply_rule(call: Call) -> Degree | list[Degree]:
     return result
 
 
-def _table(rule: Rule, names: str) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 _VIEWS = """
     reshape flatten unflatten permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT mH matrix_H adjoint
     squeeze unsqueeze expand expand_as broadcast_to view_as reshape_as select slice narrow chunk split split_with_sizes
@@ -47,20 +43,20 @@ _LINEAR = """
     fft_rfftn fft_irfftn stft istft linalg_svdvals linalg_eigvalsh to_dense _to_dense to_sparse _to_sparse coalesce values
     _values
 """
-_CHANNELWISE = """
-    relu leaky_relu rrelu abs neg negative positive dropout feature_dropout contiguous clone to _to_copy detach alias
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+_KEEPING_SHIFTS = """
+    neg negative positive contiguous clone to _to_copy detach alias max_pool1d max_pool2d max_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
 """
 _WITH_INDICES = """
     max min median nanmedian mode sort topk kthvalue cummax cummin native_dropout max_pool1d_with_indices
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 """
 _DISCRETE = """
-    sign sgn signbit argmax argmin argsort isnan isinf isfinite logical_not logical_and logical_or logical_xor any all
-    nonzero count_nonzero ones_like rand_like randn_like randint_like new_ones sym_size sym_numel sym_stride
-    sym_storage_offset size numel _assert_scalar _assert_async _assert_tensor_metadata _functional_assert_async
-    sym_constrain_range
+    sign sgn signbit argmax argmin argsort logical_not logical_and logical_or logical_xor any all nonzero count_nonzero
+"""
+_FIXED = """
+    isnan isinf isfinite ones_like rand_like randn_like randint_like new_ones sym_size sym_numel sym_stride sym_storage_offset
+    size numel _assert_scalar _assert_async _assert_tensor_metadata _functional_assert_async sym_constrain_range
 """
 _NONLINEAR = """
     gelu silu sigmoid tanh exp exp2 expm1 log log2 log10 log1p softmin logsumexp
@@ -78,99 +74,102 @@ _FILLS = "fill full full_like new_full scalar_tensor"
 
 _INDIFFERENT = (r.fixed, r.free, r.fill, r.copy, r.random)  # rules for operations that do not care what was there before
 
-# Keyed by the name of the ATen operation without the underscore of its in-place variant; the overload does not matter.
-_RULES: dict[str, Rule] = {
-    **_table(r.seen, _VIEWS),
-    **_table(r.same, _LINEAR),
-    **_table(r.norm, "norm linalg_vector_norm linalg_norm"),
-    **_table(r.channelwise, _CHANNELWISE),
-    **_table(r.values_and_indices, _WITH_INDICES),
-    **_table(r.nonlinear, _NONLINEAR),
-    **_table(r.softmax, "softmax _softmax log_softmax _log_softmax"),
-    **_table(r.fixed, _DISCRETE),
-    **_table(r.free, _ZEROS),
-    **_table(r.random, "bernoulli uniform normal random exponential geometric cauchy log_normal"),
-    **_table(r.fill, _FILLS),
-    **_table(r.compare, "eq ne lt le gt ge equal greater greater_equal less less_equal not_equal atan2 arctan2"),
-    **_table(
-        r.affine("input", "weight"),
+_ROWS: list[tuple[str, Rule]] = [
+    (_VIEWS, r.seen),
+    (_LINEAR, r.same),
+    ("norm linalg_vector_norm linalg_norm", r.norm),
+    ("relu leaky_relu rrelu abs dropout feature_dropout", lambda call: r.channelwise(call, keeps_shift=False)),
+    (_KEEPING_SHIFTS, lambda call: r.channelwise(call, keeps_shift=True)),
+    ("avg_pool1d avg_pool2d avg_pool3d", r.avg_pool),
+    (_WITH_INDICES, r.values_and_indices),
+    (_NONLINEAR, r.nonlinear),
+    ("softmax _softmax log_softmax _log_softmax", r.softmax),
+    (_DISCRETE, r.discrete),
+    (_FIXED, r.fixed),
+    (_ZEROS, r.free),
+    ("bernoulli uniform normal random exponential geometric cauchy log_normal", r.random),
+    (_FILLS, r.fill),
+    ("eq ne lt le gt ge equal greater greater_equal less less_equal not_equal atan2 arctan2", r.compare),
+    (
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution",
+        lambda call: r.affine(call, "input", "weight"),
     ),
-    **_table(r.affine("input1", "input2", "weight"), "bilinear"),
-    **_table(r.times, "mul multiply"),
-    **_table(r.matmul("self", "other"), "matmul"),
-    **_table(r.product("self", "other"), "vdot inner kron tensordot cross linalg_cross"),
-    **_table(r.product("input", "other"), "linalg_matmul"),
-    **_table(r.product("x", "y"), "linalg_vecdot"),
-    **_table(r.matmul("self", "mat2"), "mm bmm"),
-    **_table(r.product("self", "vec"), "mv"),
-    **_table(r.product("self", "tensor"), "dot"),
-    **_table(r.product("self", "vec2"), "outer ger"),
-    **_table(r.product("tensors"), "linalg_multi_dot"),
-    **_table(r.einsum, "einsum"),
-    **_table(r.product("mat1", "mat2", plus="self"), "addmm"),
-    **_table(r.product("mat", "vec", plus="self"), "addmv"),
-    **_table(r.product("vec1", "vec2", plus="self"), "addr"),
-    **_table(r.product("batch1", "batch2", plus="self"), "baddbmm addbmm"),
-    **_table(r.product("tensor1", "tensor2", plus="self"), "addcmul"),
-    **_table(r.product("weight"), "embedding"),
-    **_table(r.values, "embedding_bag _embedding_bag"),
-    **_table(r.product("self", "mat2", plus="bias"), "_grouped_mm"),
-    **_table(r.product("sparse", "dense"), "_sparse_mm"),
-    **_table(r.product("values"), "sparse_coo_tensor _sparse_coo_tensor_unsafe sparse_csr_tensor"),
-    **_table(r.deform_conv, "torchvision::deform_conv2d"),
-    **_table(r.roi_pool, "torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align torchvision::ps_roi_pool"),
-    **_table(r.view, "view"),
-    **_table(r.nan_to_num, "nan_to_num"),
-    **_table(r.decompose(0, 1, 0), "linalg_svd _linalg_svd"),
-    **_table(r.decompose(0, 1), "linalg_qr"),
-    **_table(r.decompose(1, 0), "linalg_eigh"),
-    **_table(r.solve, "linalg_solve linalg_solve_triangular"),
-    **_table(r.divide, "div divide true_divide"),
-    **_table(r.addcdiv, "addcdiv"),
-    **_table(r.power(Fraction(1, 2)), "sqrt"),
-    **_table(r.power(Fraction(-1, 2)), "rsqrt"),
-    **_table(r.power(-1), "reciprocal linalg_inv inverse"),
-    **_table(r.power(2), "square var"),
-    **_table(r.power(2, 1), "var_mean"),
-    **_table(r.power(1, 1), "std_mean"),
-    **_table(r.power_of, "pow"),
-    **_table(r.prod, "prod"),
-    **_table(r.sum_of("self", "other"), "add sub subtract rsub maximum minimum fmax fmin hypot"),
-    **_table(r.concatenate, "cat concat concatenate"),
-    **_table(r.stack, "stack hstack vstack dstack column_stack row_stack block_diag"),
-    **_table(r.where, "where"),
-    **_table(
-        r.scatter,
+    ("bilinear", lambda call: r.affine(call, "input1", "input2", "weight")),
+    ("mul multiply", r.times),
+    ("matmul linalg_matmul", lambda call: r.matmul(call, "self", "other")),
+    ("vdot inner kron tensordot cross linalg_cross", lambda call: r.product(call, "self", "other")),
+    ("linalg_vecdot", lambda call: r.product(call, "x", "y")),
+    ("mm bmm", lambda call: r.matmul(call, "self", "mat2")),
+    ("mv", lambda call: r.product(call, "self", "vec")),
+    ("dot", lambda call: r.product(call, "self", "tensor")),
+    ("outer ger", lambda call: r.product(call, "self", "vec2")),
+    ("linalg_multi_dot", lambda call: r.product(call, "tensors")),
+    ("einsum", r.einsum),
+    ("addmm", lambda call: r.product(call, "mat1", "mat2", plus="self")),
+    ("addmv", lambda call: r.product(call, "mat", "vec", plus="self")),
+    ("addr", lambda call: r.product(call, "vec1", "vec2", plus="self")),
+    ("baddbmm addbmm", lambda call: r.product(call, "batch1", "batch2", plus="self")),
+    ("addcmul", lambda call: r.product(call, "tensor1", "tensor2", plus="self")),
+    ("embedding", lambda call: r.product(call, "weight")),
+    ("embedding_bag _embedding_bag", r.values),
+    ("_grouped_mm", lambda call: r.product(call, "self", "mat2", plus="bias")),
+    ("_sparse_mm", lambda call: r.product(call, "sparse", "dense")),
+    ("sparse_coo_tensor _sparse_coo_tensor_unsafe sparse_csr_tensor", lambda call: r.product(call, "values")),
+    ("torchvision::deform_conv2d", r.deform_conv),
+    ("torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align torchvision::ps_roi_pool", r.roi_pool),
+    ("view", r.view),
+    ("nan_to_num", r.nan_to_num),
+    ("linalg_svd _linalg_svd", lambda call: r.decompose(call, 0, 1, 0)),
+    ("linalg_qr", lambda call: r.decompose(call, 0, 1)),
+    ("linalg_eigh", lambda call: r.decompose(call, 1, 0)),
+    ("linalg_solve linalg_solve_triangular", r.solve),
+    ("div divide true_divide", r.divide),
+    ("addcdiv", r.addcdiv),
+    ("sqrt", lambda call: r.power(call, Fraction(1, 2))),
+    ("rsqrt", lambda call: r.power(call, Fraction(-1, 2))),
+    ("reciprocal linalg_inv inverse", lambda call: r.power(call, -1)),
+    ("square var", lambda call: r.power(call, 2)),
+    ("var_mean", lambda call: r.power(call, 2, 1)),
+    ("std_mean", lambda call: r.power(call, 1, 1)),
+    ("pow", r.power_of),
+    ("prod", r.prod),
+    ("add sub subtract rsub maximum minimum fmax fmin hypot", lambda call: r.sum_of(call, "self", "other")),
+    ("cat concat concatenate", r.concatenate),
+    ("stack hstack vstack dstack column_stack row_stack block_diag", r.stack),
+    ("where", r.where),
+    (
         "masked_fill masked_scatter index_put _unsafe_index_put _index_put_impl index_copy index_add index_fill scatter "
         "scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter",
+        r.scatter,
     ),
-    **_table(r.pad, "pad constant_pad_nd"),
-    **_table(
-        r.repeating_pad,
+    ("pad constant_pad_nd", r.pad),
+    (
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
         "_pad_circular",
+        r.repeating_pad,
     ),
-    **_table(r.clamp, "clamp clip clamp_min clamp_max"),
-    **_table(r.lerp, "lerp"),
-    **_table(r.interpolate, "grid_sampler grid_sampler_2d grid_sampler_3d"),
-    **_table(r.prelu, "prelu _prelu_kernel"),
-    **_table(r.threshold, "threshold"),
-    **_table(r.copy, "copy"),
-    **_table(
-        r.normalise,
+    ("clamp clip clamp_min clamp_max", r.clamp),
+    ("lerp", r.lerp),
+    ("grid_sampler grid_sampler_2d grid_sampler_3d", r.interpolate),
+    ("prelu _prelu_kernel", r.prelu),
+    ("threshold", r.threshold),
+    ("copy", r.copy),
+    (
         " ".join(PER_CHANNEL)
         + " _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm native_group_norm "
         "rms_norm _fused_rms_norm",
+        r.normalise,
     ),
-    **_table(r.weight_norm, "_weight_norm _weight_norm_interface"),
-    **_table(r.cosine_similarity, "cosine_similarity"),
-    **_table(
-        r.attention,
+    ("_weight_norm _weight_norm_interface", r.weight_norm),
+    ("cosine_similarity", r.cosine_similarity),
+    (
         "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
         "_scaled_dot_product_cudnn_attention",
+        r.attention,
     ),
-}
+]
+# Keyed by the name of the ATen operation without the underscore of its in-place variant; the overload does not matter.
+_RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.split()}
 # Operations that the table of a report leaves out, because nothing happens to a degree in them.
-QUIET = frozenset(("view" + _VIEWS + _DISCRETE + _ZEROS + _FILLS + " copy").split())
+QUIET = frozenset(("view" + _VIEWS + _DISCRETE + _FIXED + _ZEROS + _FILLS + " copy").split())

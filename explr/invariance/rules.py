@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from explr.invariance.calls import Call
@@ -21,6 +21,7 @@ from explr.invariance.degrees import CONSTANT, Degree, Eps, Parts, Shifted, Vect
 from explr.invariance.graph import PER_CHANNEL, nodes_in, storage_key, storage_of, tensors_of
 from explr.invariance.memory import axes_seen, in_order, place_of
 
+DENOMINATOR = 10**6  # the largest of an exponent
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
@@ -30,9 +31,8 @@ Rule = Callable[[Call], Degree | list[Degree]]
 
 def norm(call: Call) -> Degree:
     """As same, but for the 0-norm, which counts."""
-    order = call["ord"] if "ord" in call.arguments else call["p"]
     degree = call.degree(call.first)
-    return CONSTANT if order == 0 else degree
+    return CONSTANT if 0 in (call["ord"], call["p"]) else degree
 
 
 def same(call: Call) -> Degree:
@@ -50,8 +50,7 @@ def seen(call: Call) -> Degree:
     degree = call.raw(call.first)
     if not isinstance(degree, Shifted):
         return same(call)
-    shared = all(storage_key(out) == storage_of(call[call.first]) for out in tensors_of(call.node))
-    if call.is_view and shared:
+    if all(storage_key(out) == storage_of(call[call.first]) for out in tensors_of(call.node)):
         return degree
     return _copied_in_order(call, degree) if call.operation in ("reshape", "flatten") else same(call)
 
@@ -63,97 +62,95 @@ def _copied_in_order(call: Call, degree: Shifted) -> Degree:
     return same(call) if axes is None else replace(degree, axes=axes, place=place_of(out))
 
 
+def with_constants(call: Call, *degrees: Degree) -> list[Degree]:
+    """Return the degrees of the first outputs; the others are counts, indices and such."""
+    return [*degrees, *[CONSTANT] * (len(tensors_of(call.node)) - len(degrees))]
+
+
 def values(call: Call) -> list[Degree]:
     """Values of the degree of what is selected or averaged, linear in the weights of the average; counts and indices."""
-    degree = product("weight", "per_sample_weights")(call)
-    return [degree, *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    return with_constants(call, product(call, "weight", "per_sample_weights"))
 
 
-def channelwise(call: Call) -> Degree:
-    """As same, and works on each channel alone, so that parts of different degree stay apart."""
+def channelwise(call: Call, *, keeps_shift: bool) -> Degree:
+    """As same, and works on each channel alone, so that parts of different degree stay apart.
+
+    Some hand on a number that is added to all of a channel.
+    """
     degree = call.raw(call.first)
     if isinstance(degree, Parts | Shifted):
         spatial = re.search(r"([123])d", call.operation)
         outer = range(call[call.first].meta["val"].ndim - (int(spatial[1]) if spatial else 0))
         if not (degree.axes <= set(outer) if isinstance(degree, Shifted) else degree.axis in outer):
             return call.degree(call.first)
-    if _keeps_shift(call):
+    if keeps_shift:
         return call.given(degree)
     if isinstance(degree, Parts):
         return Parts(degree.axis, tuple(call.found.agree(call.node, [part]) for part in degree.parts), degree.node)
     return call.degree(call.first)
 
 
-def _keeps_shift(call: Call) -> bool:
-    """Tell whether an operation hands a number that is added to all of a channel on; not so an average with zeros in it."""
-    if call.operation.startswith("avg_pool"):
-        return call["divisor_override"] is None and (not any(_listed(call["padding"])) or call["count_include_pad"] is False)
-    return call.operation.startswith(("max_pool", "adaptive_avg_pool", "_adaptive_avg_pool")) or call.operation in (
-        "contiguous", "clone", "to", "_to_copy", "detach", "alias", "neg", "negative", "positive",
-    )  # fmt: skip
+def avg_pool(call: Call) -> Degree:
+    """An average, which hands on what is added to all of a channel, unless there are zeros in it."""
+    zeros = any(call["padding"]) and call["count_include_pad"] is not False
+    return channelwise(call, keeps_shift=call["divisor_override"] is None and not zeros)
 
 
 def values_and_indices(call: Call) -> Degree | list[Degree]:
     """Values of the same degree, and indices; or the larger of two tensors."""
     if call["other"] is not None:
         return call.agree([call["self"], call["other"]])
-    return [call.degree(call.first), CONSTANT, CONSTANT]
+    return with_constants(call, call.degree(call.first))
 
 
-def power(*exponents: Fraction | int) -> Callable[[Call], list[Degree]]:
+def power(call: Call, *exponents: Fraction | int) -> list[Degree]:
     """Outputs that are homogeneous of these degrees in the first argument."""
-
-    def rule(call: Call) -> list[Degree]:
-        degree = call.degree(call.first)
-        # 1 / 0 is infinite, which has no degree of its own either.
-        return [combine(CONSTANT, degree, Fraction(exponent)) for exponent in exponents]
-
-    return rule
+    degree = call.degree(call.first)
+    # 1 / 0 is infinite, which has no degree of its own either.
+    return [combine(CONSTANT, degree, Fraction(exponent)) for exponent in exponents]
 
 
 def power_of(call: Call) -> Degree:
     """A constant power, the degree times as much."""
     base, exponent = call["self"], call["exponent"]
-    if isinstance(base, fx.Node) and isinstance(exponent, int | float):
-        if exponent == 0:
-            return CONSTANT
-        return combine(CONSTANT, call.degree("self"), Fraction(exponent).limit_denominator(10**6))
-    return nonlinear(call)
+    if not (isinstance(base, fx.Node) and isinstance(exponent, int | float) and math.isfinite(exponent)):
+        return nonlinear(call)
+    if exponent == 0:
+        return CONSTANT  # of 0, too
+    simple = Fraction(exponent).limit_denominator(DENOMINATOR)  # 1/3 for 0.333..., but nothing else for 1e-7
+    return combine(CONSTANT, call.degree("self"), simple if float(simple) == exponent else Fraction(exponent))
 
 
 def prod(call: Call) -> Degree:
     """A product of all entries."""
     entries, products = call[call.first].meta["val"].numel(), tensors_of(call.node)[0].numel()
-    if not (isinstance(entries, int) and isinstance(products, int)):  # how many entries is a matter of the data
+    if not isinstance(entries, int):  # how many there are is a matter of the data
         return nonlinear(call)
-    return combine(CONSTANT, call.degree(call.first), Fraction(entries // max(products, 1)))
+    if entries == 0:
+        return CONSTANT  # 1
+    return combine(CONSTANT, call.degree(call.first), Fraction(entries, products))
 
 
-def product(*factors: str, plus: str = "") -> Callable[[Call], Degree]:
+def product(call: Call, *factors: str, plus: str | None = None) -> Degree:
     """Multilinear in the factors, plus one more term."""
-
-    def rule(call: Call) -> Degree:
-        total = call.product(factors)
-        return total if not plus or (call[plus] is not None and call["beta"] == 0) else call.join(total, plus)
-
-    return rule
+    total = call.product(factors)
+    if plus is None or (call[plus] is not None and call["beta"] == 0):
+        return total
+    return call.join(total, plus)
 
 
-def affine(*factors: str) -> Rule:
+def affine(call: Call, *factors: str) -> Degree:
     """Multilinear in the factors, plus a bias for each channel."""
-
-    def rule(call: Call) -> Degree:
-        output, weight, bias = call.node.meta["val"], call["weight"].meta["val"], call["bias"]
-        if bias is not None and (bias.meta["val"].ndim != 1 or weight.ndim < 2):  # one for each sample, say
-            return product(*factors, plus="bias")(call)
-        axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
-        shifts = [] if bias is None else [call.degree("bias")]
-        if len(factors) == 2 and isinstance(x := call.raw("input"), Shifted) and _spreads_shift(call, x):
-            by = call.degree("weight")
-            return call.shifted([axis], combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
-        return call.shifted([axis], call.product(factors), shifts)
-
-    return rule
+    output, weight, bias = call.node.meta["val"], call["weight"].meta["val"], call["bias"]
+    if bias is not None and bias.meta["val"].ndim != 1:  # one for each sample, say
+        return product(call, *factors, plus="bias")
+    axis = output.ndim - (weight.ndim - 2 if "conv" in call.operation else 0) - 1
+    shifts = [] if bias is None else [call.degree("bias")]
+    x = call.raw("input")
+    if isinstance(x, Shifted) and _spreads_shift(call, x):
+        by = call.degree("weight")
+        return call.shifted([axis], combine(x.degree, by), [*(combine(shift, by) for shift in x.shifts), *shifts])
+    return call.shifted([axis], call.product(factors), shifts)
 
 
 def _spreads_shift(call: Call, x: Shifted) -> bool:
@@ -161,34 +158,29 @@ def _spreads_shift(call: Call, x: Shifted) -> bool:
     ndim, weight = call["input"].meta["val"].ndim, call["weight"].meta["val"]
     if call.operation == "linear":
         return weight.ndim == 2 and x.axes <= {ndim - 1}
-    padding = call["padding"]
-    pads = padding != "valid" if isinstance(padding, str) else any(not isinstance(p, int) or p for p in _listed(padding))
+    pads = call["padding"] != "valid" and any(call["padding"])
     return call.operation in ("conv1d", "conv2d", "conv3d") and x.axes <= {ndim - weight.ndim + 1} and not pads
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def times(call: Call) -> Degree:
     """A product."""
-    return call.given(call.raw("self")) if _by_a_number(call) else product("self", "other")(call)
+    return call.given(call.raw("self")) if _by_a_number(call) else product(call, "self", "other")
+
+
+def divide(call: Call) -> Degree:
+    """A quotient: the difference of degrees."""
+    if call["rounding_mode"] is not None:
+        return nonlinear(call)
+    if _by_a_number(call):
+        return call.given(call.raw("self"))
+    return combine(call.degree("self"), zero_as_constant(call.degree("other")), Fraction(-1))
 
 
 def _by_a_number(call: Call) -> bool:
     """Tell whether what carries a shift is multiplied by a number, or divided, which leaves it as it is."""
     number = call["other"]
     plain = isinstance(number, int | float) and degree_of_constant(number) is not None
-    return plain and isinstance(call["self"], fx.Node) and isinstance(call.raw("self"), Shifted)
-
-
-def divide(call: Call) -> Degree:
-    """A quotient: the difference of degrees."""
-    if call["rounding_mode"] is None and _by_a_number(call):
-        return call.given(call.raw("self"))
-    if call["rounding_mode"] is not None:
-        return nonlinear(call)
-    return combine(call.degree("self"), zero_as_constant(call.degree("other")), Fraction(-1))
+    return plain and isinstance(call.raw("self"), Shifted)
 
 
 def addcdiv(call: Call) -> Degree:
@@ -202,37 +194,36 @@ def zero_as_constant(degree: Vector | None) -> Vector:
     return CONSTANT if degree is None else degree
 
 
-def sum_of(*names: str) -> Callable[[Call], Degree]:
+def present(call: Call, *names: str) -> list[Any]:
+    """Return the arguments of these names that there are."""
+    return [call[name] for name in names if call[name] is not None]
+
+
+def sum_of(call: Call, *names: str) -> Degree:
     """Terms that must grow alike; a tiny constant among them counts as an eps."""
-
-    def rule(call: Call) -> Degree:
-        arguments = [call[name] for name in names if call[name] is not None]
-        numbers = [a for a in arguments if isinstance(a, int | float) and not isinstance(a, bool)]
-        tensors = [a for a in arguments if isinstance(a, fx.Node)]
-        if len(numbers) == len(tensors) == 1:
-            size = abs(numbers[0] * (call["alpha"] if isinstance(call["alpha"], int | float) else 1))
-            vector = call.agree(tensors)
-            if vector and 0 < size <= TINY:
-                call.found.eps.append(Eps(call.node, tensors[0], vector, size))
-                return vector
-        if call.operation in ("add", "sub") and len(tensors) == len(names) and (total := _sum_with_shifts(call, tensors)):
-            return total
-        return call.agree(arguments)
-
-    return rule
+    arguments = present(call, *names)
+    numbers = [a for a in arguments if isinstance(a, int | float)]
+    tensors = [a for a in arguments if isinstance(a, fx.Node)]
+    if len(numbers) == len(tensors) == 1 and call["alpha"] in (None, 1):
+        size, vector = abs(numbers[0]), call.agree(tensors)
+        if vector and 0 < size <= TINY:
+            call.found.eps.append(Eps(call.node, tensors[0], vector, size))
+            return vector
+    if call.operation in ("add", "sub") and len(tensors) == len(arguments):
+        return _sum_with_shifts(call, tensors)
+    return call.agree(arguments)
 
 
-def _sum_with_shifts(call: Call, tensors: list[fx.Node]) -> Shifted | None:
-    """Return the degree of a sum of which some terms carry shifts along the same axes of the output."""
+def _sum_with_shifts(call: Call, tensors: list[fx.Node]) -> Degree:
+    """Return the degree of a sum of which some terms may carry shifts along the same axes of the output."""
     degrees = [call.found.degree(tensor) for tensor in tensors]
-    shifted = [degree for degree in degrees if isinstance(degree, Shifted)]
-    ndims = {t.meta["val"].ndim for t, degree in zip(tensors, degrees, strict=True) if isinstance(degree, Shifted)}
-    if ndims != {call.node.meta["val"].ndim} or any(isinstance(degree, Parts) for degree in degrees):
-        return None
+    shifted = [(tensor, degree) for tensor, degree in zip(tensors, degrees, strict=True) if isinstance(degree, Shifted)]
+    widened = any(tensor.meta["val"].ndim != call.node.meta["val"].ndim for tensor, _ in shifted)
+    if widened or any(isinstance(degree, Parts) for degree in degrees):
+        return call.agree(tensors)
     one = call.found.agree(call.node, [degree.degree if isinstance(degree, Shifted) else degree for degree in degrees])
-    axes = frozenset[int]().union(*(degree.axes for degree in shifted))
-    total = call.shifted(axes, one, [shift for degree in shifted for shift in degree.shifts])
-    return total if isinstance(total, Shifted) else None
+    axes = [axis for _, degree in shifted for axis in degree.axes]
+    return call.shifted(axes, one, [shift for _, degree in shifted for shift in degree.shifts])
 
 
 def concatenate(call: Call) -> Degree:
@@ -242,7 +233,7 @@ def concatenate(call: Call) -> Degree:
     tensors = [
         t for t, value in zip(tensors, values, strict=True) if value.ndim != 1 or not statically_known_true(value.shape[0] == 0)
     ]
-    axis = (call["dim"] or 0) % values[0].ndim
+    axis = (call["dim"] or 0) % call.node.meta["val"].ndim
     parts: list[Vector | Shifted | None] = []
     for tensor in tensors:
         degree = call.found.degree(tensor)
@@ -277,7 +268,7 @@ def scatter(call: Call) -> Degree:
     x = call.raw("self") if call.operation == "masked_fill" and call["value"] == -math.inf else None
     if isinstance(x, Shifted) and call["self"].meta["val"].ndim == call.node.meta["val"].ndim:
         return call.given(x)  # what is added to -inf leaves it there
-    return call.agree(a for a in (call[name] for name in ("self", "src", "source", "value", "values")) if a is not None)
+    return call.agree(present(call, "self", "src", "source", "value", "values"))
 
 
 def repeating_pad(call: Call) -> Degree:
@@ -291,14 +282,12 @@ def pad(call: Call) -> Degree:
     """More of the same, or a constant."""
     if call["mode"] not in (None, "constant"):
         return repeating_pad(call)
-    return call.agree([call["self"], call["value"] if call["value"] is not None else 0])
+    return call.agree(present(call, "self", "value"))
 
 
 def clamp(call: Call) -> Degree:
     """Bounds at 0 or infinity are cones; a tiny lower bound is an eps."""
-    if isinstance(call["min"], int | float) and call["max"] is None:
-        return sum_of("self", "min")(call)
-    return call.agree(a for a in (call["self"], call["min"], call["max"]) if a is not None)
+    return sum_of(call, "self", "min") if call["max"] is None else call.agree(present(call, "self", "min", "max"))
 
 
 def interpolate(call: Call) -> Degree:
@@ -311,34 +300,31 @@ def deform_conv(call: Call) -> Degree:
     """A convolution that looks where an offset says, with a mask for each place: the offset must not move."""
     call.require(call.degree("offset"), "nonlinear", "Freeze what gives the offsets, or normalise them.")
     factors = ("input", "weight", "mask") if call["use_mask"] else ("input", "weight")  # without, it is given zeros
-    call.consulted |= {"mask"}
-    return call.join(product(*factors)(call), "bias")
+    call.consulted.add("mask")
+    return call.join(product(call, *factors), "bias")
 
 
 def roi_pool(call: Call) -> list[Degree]:
     """Linear in the image, or the largest value there; the regions must not move."""
     call.require(call.degree("rois"), "nonlinear", SMOOTH)
-    return [call.degree("input"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    return with_constants(call, call.degree("input"))
 
 
 def nan_to_num(call: Call) -> Degree:
     """What is no number becomes one that must grow alike; what is infinite, the largest there is, which is infinite still."""
-    given = [call[name] for name in ("posinf", "neginf") if call[name] is not None]
-    return call.agree([call["self"], 0.0 if call["nan"] is None else call["nan"], *given])
+    return call.agree(present(call, "self", "nan", "posinf", "neginf"))
 
 
-def decompose(*sizes: int) -> Callable[[Call], list[Degree]]:
+def decompose(call: Call, *sizes: int) -> list[Degree]:
     """Factors of a matrix, of which some have its size, and others none, whatever the matrix."""
-
-    def rule(call: Call) -> list[Degree]:
-        degree = call.degree(call.first)
-        return [degree if size else CONSTANT for size in sizes]
-
-    return rule
+    degree = call.degree(call.first)
+    return [degree if size else CONSTANT for size in sizes]
 
 
 def solve(call: Call) -> Degree:
     """The X with A X = B."""
+    if call["unitriangular"]:  # ones stand on the diagonal, whatever A has there
+        call.require(call.degree("self"), "nonlinear", "Normalise the matrix, or freeze what gives it.")
     return combine(call.degree("B"), zero_as_constant(call.degree(call.first)), Fraction(-1))
 
 
@@ -366,7 +352,7 @@ def copy(call: Call) -> Degree:
 
 def fill(call: Call) -> Degree:
     """Of the degree of what it is filled with."""
-    return call.raw("value") if "value" in call.arguments else call.raw("fill_value")
+    return call.degree("value" if "value" in call.arguments else "fill_value")
 
 
 def free(call: Call) -> Degree:
@@ -375,7 +361,14 @@ def free(call: Call) -> Degree:
 
 
 def fixed(call: Call) -> Degree:
-    """Does not depend on the scale: a sign, an index, a random number."""
+    """Does not depend on what comes in: a size, a random number."""
+    return CONSTANT
+
+
+def discrete(call: Call) -> Degree:
+    """A sign, or which is the largest: does not depend on the scale of a tensor all of which grows alike."""
+    for name in ("self", "other"):
+        call.degree(name)
     return CONSTANT
 
 
@@ -394,7 +387,7 @@ def compare(call: Call) -> Degree:
 def normalise(call: Call) -> Degree | list[Degree]:
     """Degree 0 whatever comes in, then scale and shift by the affine parameters."""
     x = call.raw("input")
-    groups = call.arguments.get("num_groups") or call.arguments.get("group")
+    groups = call["num_groups"] or call["group"]
     per_channel = call.operation in PER_CHANNEL or groups == call["input"].meta["val"].shape[1]
     if not (per_channel and apart(x, 1)):
         x = call.degree("input")
@@ -402,32 +395,34 @@ def normalise(call: Call) -> Degree | list[Degree]:
     if training is False or "no_training" in call.operation:
         call.require(call.degree("input"), "stored statistics", "Put the norm in training mode: module.train().")
     call.found.norms.append((call.node, x))
-    for name in ("weight", "bias"):
-        if isinstance(call[name], fx.Node):
-            call.found.affine |= set(zero_as_constant(call.degree(name)))
-    scale, bias = CONSTANT if call["weight"] is None else call.degree("weight"), call["bias"]
-    given: Degree = scale
-    if bias is not None and (call.operation not in NORMS_OF_AXES or len(call["normalized_shape"]) == 1):
-        axis = call["input"].meta["val"].ndim - 1 if call.operation in NORMS_OF_AXES else 1
-        given = call.shifted([axis], scale, [call.degree("bias")])
-    elif bias is not None:
-        given = call.join(scale, "bias")
-    return [given, *_statistics(call)]
+    scale = call.degree("weight")
+    shifts = [] if call["bias"] is None else [call.degree("bias")]
+    for vector in (scale, *shifts):
+        call.found.affine |= set(zero_as_constant(vector))
+    if call.operation not in NORMS_OF_AXES:
+        return [call.shifted([1], scale, shifts), *_statistics(call)]
+    if len(call["normalized_shape"]) > 1:
+        return [call.found.agree(call.node, [scale, *shifts]), *_statistics(call)]
+    return [call.shifted([call["input"].meta["val"].ndim - 1], scale, shifts), *_statistics(call)]
 
 
 def _statistics(call: Call) -> list[Degree]:
     """Return the degrees of what else a norm gives: where something reads them, the mean of its input and 1 / deviation."""
-    count = len(tensors_of(call.node)) - 1
-    if not any(user.target is operator.getitem and user.args[1] in (1, 2) and user.users for user in call.node.users):
-        return [CONSTANT] * count
+    read = {user.args[1] for user in call.node.users if user.target is operator.getitem and user.users} - {0}
+    others = len(tensors_of(call.node)) - 1
+    if not read:
+        return [CONSTANT] * others
     x = call.degree("input")
-    known = [x, combine(CONSTANT, x, Fraction(-1))][-count:]  # the norm by root mean squares gives no mean
-    return [*known, *[CONSTANT] * (count - len(known))]
+    if read - {1, 2}:  # running statistics
+        call.require(x, "stored state", "Read the statistics of the batch.")
+    known = [x, combine(CONSTANT, x, Fraction(-1))][-others:]  # the norm by root mean squares gives no mean
+    return [*known, *[CONSTANT] * (others - len(known))]
 
 
 def weight_norm(call: Call) -> list[Degree]:
     """Return the degree of g · v / ‖v‖: that of g, whatever v."""
-    return [call.degree("g"), call.degree("v")]
+    degrees: list[Degree] = [call.degree("g"), call.degree("v")]
+    return degrees[: len(tensors_of(call.node))]
 
 
 def cosine_similarity(call: Call) -> Degree:
@@ -441,42 +436,39 @@ def cosine_similarity(call: Call) -> Degree:
 
 def attention(call: Call) -> list[Degree]:
     """Linear in the values; the scores, products of queries and keys, go through a softmax."""
-    key, alone = call.raw("key"), call.operation == "scaled_dot_product_attention"  # others give the sum of the softmax, too
-    by_key = isinstance(key, Shifted) and alone and call["key"].meta["val"].ndim - 2 not in key.axes
-    scores = combine(call.degree("query"), key.degree if by_key and isinstance(key, Shifted) else call.degree("key"))
+    x, alone = call.raw("key"), call.operation == "scaled_dot_product_attention"  # others give the sum of the softmax, too
+    if isinstance(x, Shifted) and alone and call["key"].meta["val"].ndim - 2 not in x.axes:
+        key = x.degree  # what is added to all keys, the softmax takes away
+    else:
+        key = call.degree("key")
     call.require(
-        scores, "nonlinear", "Normalise queries and keys without trainable affine (QK norm), or freeze their projections."
+        combine(call.degree("query"), key),
+        "nonlinear",
+        "Normalise queries and keys without trainable affine (QK norm), or freeze their projections.",
     )
-    if isinstance(call["attn_mask"], fx.Node):
-        call.require(call.degree("attn_mask"), "nonlinear", "Freeze the attention bias.")
-    return [call.degree("value"), *[CONSTANT] * (len(tensors_of(call.node)) - 1)]
+    call.require(call.degree("attn_mask"), "nonlinear", "Freeze the attention bias.")
+    return with_constants(call, call.degree("value"))
 
 
-def matmul(*factors: str) -> Rule:
+def matmul(call: Call, *factors: str) -> Degree:
     """Bilinear; what is added to all columns of the second matrix is added to all of a row of the product."""
-
-    def rule(call: Call) -> Degree:
-        first, second, output = (*(call[name].meta["val"] for name in factors), call.node.meta["val"])
-        right = call.raw(factors[1])
-        if not isinstance(right, Shifted) or first.ndim < 2 or second.ndim < 2 or second.ndim - 1 in right.axes:
-            return call.product(factors)
-        by = call.degree(factors[0])
-        return call.shifted(range(output.ndim - 1), combine(by, right.degree), [combine(by, shift) for shift in right.shifts])
-
-    return rule
+    right, last = call.raw(factors[1]), call[factors[1]].meta["val"].ndim - 1
+    if not isinstance(right, Shifted) or last == 0 or last in right.axes:
+        return call.product(factors)
+    by, rows = call.degree(factors[0]), range(call.node.meta["val"].ndim - 1)
+    return call.shifted(rows, combine(by, right.degree), [combine(by, shift) for shift in right.shifts])
 
 
 def einsum(call: Call) -> Degree:
     """Multilinear; what is added to one of two factors along some axes is added to the product along those, and the other's."""
     tensors, equation = call["tensors"], call["equation"].replace(" ", "")
-    left, _, right = equation.partition("->")
-    names, degrees = left.split(","), [call.found.degree(tensor) for tensor in tensors]
-    if [isinstance(degree, Shifted) for degree in degrees].count(True) != 1 or len(tensors) != 2 or "->" not in equation:
+    degrees = [call.found.degree(tensor) for tensor in tensors]
+    shifted = [(index, degree) for index, degree in enumerate(degrees) if isinstance(degree, Shifted)]
+    if len(shifted) != 1 or len(tensors) != 2 or "->" not in equation or "." in equation:
         return call.product(("tensors",))
-    mine = next(index for index, degree in enumerate(degrees) if isinstance(degree, Shifted))
-    x = degrees[mine]
-    if "." in equation or not isinstance(x, Shifted):
-        return call.product(("tensors",))
+    ((mine, x),) = shifted
+    left, right = equation.split("->")
+    names = left.split(",")
     by = call.agree([tensors[1 - mine]])
     seen_in = {names[mine][axis] for axis in x.axes} | set(names[1 - mine])
     axes = [axis for axis, name in enumerate(right) if name in seen_in]
@@ -501,8 +493,4 @@ def nonlinear(call: Call) -> Degree:
 def unknown(call: Call) -> Degree:
     """Whatever it does, it gives the same for the same arguments."""
     call.insist()
-    if call.mutates:  # zeros may be zeros no more
-        for node in nodes_in((call.node.args, call.node.kwargs)):
-            if isinstance(node.meta.get("val"), Tensor) and call.found.degree(node) is None:
-                call.found.memory.write(node.meta["val"], CONSTANT, lambda degrees: CONSTANT)
     return CONSTANT

@@ -3,6 +3,7 @@
 The truth is found on the networks themselves, their memory scaled in place, so that whatever shares it is scaled with it.
 """
 
+import math
 import random
 import sys
 import threading
@@ -354,6 +355,12 @@ def writes(write):
     return function
 
 
+def written(x, write):
+    z = torch.zeros_like(x)
+    write(z)
+    return z
+
+
 def under(context):
     def write(z, y):
         with context():
@@ -413,6 +420,10 @@ OTHER = {
     "written by index": (lambda: net(writes(lambda z, y: z.index_put_((torch.tensor([0]),), y[:1]))), "no"),
     "written as an output": (lambda: net(writes(lambda z, y: torch.mul(y.detach(), 2, out=z))), "no"),
     "written as one of a list": (lambda: net(writes(lambda z, y: torch._foreach_add_([z], [y]))), "no"),
+    "written by what has no rule": (lambda: net(lambda m, x: rms(m.a(x) + written(x, torch.Tensor.i0_))), "no"),
+    "written as one of a list by what has no rule": (
+        lambda: net(lambda m, x: rms(m.a(x) + written(x, lambda z: torch._foreach_exp_([z])))), "no",
+    ),
     "written under no_grad": (lambda: net(writes(under(torch.no_grad))), "no"),
     "written under autocast": (lambda: net(writes(under(lambda: torch.autocast("cpu", enabled=False)))), "no"),
     "memory exchanged": (lambda: net(writes(lambda z, y: z.set_(y.detach()))), "refused"),
@@ -833,6 +844,23 @@ def graph_convolution(m, x):
     return rms(torch.zeros_like(h).index_add_(0, edges[1], h[edges[0]] * (degree[edges[0]] * degree[edges[1]])[:, None]))
 
 
+def in_a_row(function):
+    """A function of the input and of two linear layers in a row, so that weights and bias grow by powers of their own."""
+    return net(lambda m, x: function(m, x, m.b(m.a(x))), b=nn.Linear(4, 4))
+
+
+def cancelling():
+    model = in_a_row(lambda m, x, h: m.b(m.a(torch.ones_like(x))).bool() * x)
+    for parameter, value in zip(model.parameters(), (1, 1, -16), strict=True):
+        nn.init.constant_(parameter, value)
+    return model
+
+
+def functional_batch_norm(x):
+    norm = torch.ops.aten._native_batch_norm_legit_functional.default
+    return norm(x, None, None, torch.zeros(4), torch.ones(4), True, 0.1, TINY)
+
+
 EDGES = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 2, 4, 5]])
 
 
@@ -857,6 +885,20 @@ RULES = {
     "inverse": (lambda: net(lambda m, x: m.a(x) @ torch.linalg.inv(m.a.weight).T), "yes"),
     "solve": (lambda: net(lambda m, x: torch.linalg.solve(m.a.weight, m.a(x).T).T), "yes"),
     "solve, one side only": (lambda: net(lambda m, x: torch.linalg.solve(m.a.weight, x.T).T), "no"),
+    "solve, ones on the diagonal": (
+        lambda: net(lambda m, x: rms(torch.linalg.solve_triangular(m.a.weight, x.T, upper=True, unitriangular=True).T)), "no",
+    ),
+    "a sign": (lambda: net(lambda m, x: torch.sign(m.a(x)) * x), "yes"),
+    "a sign of what is shifted": (lambda: in_a_row(lambda m, x, h: torch.sign(h) * x), "no"),
+    "the largest of what is shifted": (lambda: in_a_row(lambda m, x, h: F.one_hot(h.argmax(1), 4) * x), "no"),
+    "whether what is shifted is 0": (cancelling, "no"),
+    "the largest side by side": (lambda: net(lambda m, x: torch.cat([m.a(x), x], 1).argmax(1)[:, None] * x), "no"),
+    "1 less a tiny part": (lambda: net(lambda m, x: rms(torch.rsub(m.a(x), 1.0, alpha=1e-5))), "no"),
+    "a tiny power": (lambda: net(lambda m, x: m.a(x).norm() ** 1e-3 * x), "no"),
+    "a tinier power": (lambda: net(lambda m, x: (m.a(x).norm() ** 4e-7) ** 10 * x), "no"),
+    "an infinite power": (lambda: net(lambda m, x: (m.a(x).abs() ** math.inf).clamp(max=1) * x), "no"),
+    "the product of nothing": (lambda: net(lambda m, x: rms(m.a(x) + m.a(x)[:, :0].prod(1, keepdim=True))), "no"),
+    "running statistics of a batch": (lambda: net(lambda m, x: functional_batch_norm(m.a(x))[3] * x), "no"),
     "grouped products": (lambda: Net(experts, w=nn.Parameter(torch.randn(2, 16, 16))), "yes"),
     "bags, mean": (lambda: bag("mean"), "yes"),
     "bags, max": (lambda: bag("max"), "yes"),
