@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Test the mutants of modules: print each survivor as it is found, and a line for each module."""
     parser = argparse.ArgumentParser(description="Run the tests against mutants of the library.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; default: all")
-    parser.add_argument("--seconds", type=float, default=5.0, help="processor time for the tests of a mutant (5)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="processor time for the tests of a mutant (20)")
     parser.add_argument("--sample", type=int, help="this many mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (0)")
     parser.add_argument("--again", action="store_true", help="only the survivors of the last run")
