@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,9 @@ class Place:
         scale = ["--epochs", str(EPOCHS), "--precision", "float64", "--data", "synthetic"]
         command = [sys.executable, "-m", "explr", "run", name, *scale, "--results", str(self.results), *options]
         env = {**self.env, "EXPLR_SLEEP": str(sleep)}
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell has its background jobs ignore
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=ROOT, env=env, text=True, preexec_fn=heed, **pipes)
 
     def run(self, *options, **kwargs):
         process = self.start(*options, **kwargs)
@@ -177,7 +180,7 @@ def test_a_job_that_is_killed_is_named_and_goes_on_when_asked_again(plain, tmp_p
 
 def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
     place = Place(tmp_path)
-    process = place.start(*LOCAL, sleep=1.0)
+    process = place.start(*LOCAL, sleep=2.0)
     pid = place.training(process)
     os.kill(pid, signal.SIGUSR2)  # what submitit and Slurm send before the time is up
     _, error = process.communicate(timeout=200)
@@ -188,7 +191,7 @@ def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
 
 def test_jobs_of_this_machine_end_with_the_command(tmp_path):
     place = Place(tmp_path)
-    process = place.start(*LOCAL, sleep=10.0)  # an epoch: on a busy machine the run must not be over before the signal
+    process = place.start(*LOCAL, sleep=2.0)
     pid = place.training(process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=200)
