@@ -132,7 +132,11 @@ def results_folder() -> Path:
 
 
 def run_names(name: str, *, seeds: int | None = None) -> list[tuple[str, int]]:
-    """Return (arm, seed) of every run of an experiment, seed by seed, so that whole comparisons are finished first."""
+    """Return (arm, seed) of every run of an experiment, seed by seed, so that whole comparisons are finished first.
+
+    Raises:
+        ExplrError: for an unknown experiment, or a number of seeds outside of 1 to 10,000.
+    """
     experiment = _experiment(name)
     arms = experiment.arms(EPOCHS, STEPS_PER_EPOCH)
     count = experiment.seeds if seeds is None else whole("seeds", seeds, of="seeds", most=10_000)
@@ -149,6 +153,9 @@ def record_folder(
     results: Path | None = None,
 ) -> Path:
     """Return where the records of an experiment lie: everything but the defaults is in the folder's name.
+
+    Raises:
+        ExplrError: for a number of epochs outside of 1 to 1,000,000.
 
     >>> record_folder("figure5", epochs=20, precision="bfloat16").name
     'figure5-20-epochs-bfloat16'
@@ -261,8 +268,8 @@ def run_experiment(
         only: (arm, seed) of the runs to look after, by default all of the experiment.
 
     Raises:
-        ExplrError: for an unknown experiment, or a record at the place of this one that is of another configuration or data;
-            at the end, if runs have diverged.
+        ExplrError: for an unknown experiment, a number below 1, or a record at the place of this one that is of another
+            configuration or data; at the end, if runs have diverged.
     """
     experiment = _experiment(name)
     names = run_names(name, seeds=seeds)
