@@ -198,17 +198,21 @@ def load(
     return runs
 
 
-def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
+def best_records(*names: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
     """Return the best records of an experiment that exist, and what they are in words.
 
     Full scale comes first, then one tenth of the length (20 epochs), then the miniature. Of records of one length, in several
     precisions, those with most seeds are taken. Records count once every arm, optional ones apart, has a seed in common with
     the others, and then those seeds do. The dictionary is empty if there are none; the words then say how to make them.
+
+    Of several experiments it returns the arms of all, from the best records that all have.
     """
-    experiment = _experiment(name)
+    experiments = [_experiment(name) for name in names]
     for scale, epochs, small, precisions in _TIERS:
-        found = {p: load(name, epochs=epochs, small=small, precision=p, results=results) for p in precisions}
-        found = {precision: _comparable(runs, experiment) for precision, runs in found.items()}
+        found = dict[str, dict[str, list[Run]]]()
+        for precision in precisions:
+            sides = [load(name, epochs=epochs, small=small, precision=precision, results=results) for name in names]
+            found[precision] = _comparable({arm: runs for side in sides for arm, runs in side.items()}, experiments)
         precision, runs = max(found.items(), key=lambda item: min(map(len, item[1].values()), default=0))
         if runs:
             every = [run for side in runs.values() for run in side]
@@ -217,10 +221,12 @@ def best_records(name: str, results: Path | None = None) -> tuple[dict[str, list
             count = f"{seeds} seed{'s' * (seeds > 1)}"
             data, devices = (", ".join(sorted({r.provenance[key] for r in every})) for key in ("data", "device"))
             words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {precision}, {count}, {data}, {devices}"
-            again = _command(name, epochs, small, precision, seeds)
-            return runs, f"{scale}: {words}; made by `{again}`"
-    full, short, miniature = (_command(name, epochs, small) for _, epochs, small, _ in _TIERS)
-    return {}, f"no record yet; `{full}` makes it on a GPU, `{short}` a tenth of the length, `{miniature}` a miniature"
+            again = " and ".join(f"`{_command(name, epochs, small, precision, seeds)}`" for name in names)
+            return runs, f"{scale}: {words}; made by {again}"
+    full, short, miniature = (
+        " and ".join(f"`{_command(name, epochs, small)}`" for name in names) for _, epochs, small, _ in _TIERS
+    )
+    return {}, f"no record yet; {full} makes it on a GPU, {short} a tenth of the length, {miniature} a miniature"
 
 
 _PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -356,9 +362,9 @@ def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
     return run
 
 
-def _comparable(runs: dict[str, list[Run]], experiment: Experiment) -> dict[str, list[Run]]:
+def _comparable(runs: dict[str, list[Run]], experiments: Collection[Experiment]) -> dict[str, list[Run]]:
     """Return the runs of the seeds that all arms have; none if an arm is missing that is not optional."""
-    needed = experiment.arms(EPOCHS, STEPS_PER_EPOCH).keys() - experiment.optional
+    needed = {arm for e in experiments for arm in e.arms(EPOCHS, STEPS_PER_EPOCH) if arm not in e.optional}
     seeds = {arm: {run.config.seed for run in side} for arm, side in runs.items()}
     if not needed <= seeds.keys():
         return {}

@@ -153,7 +153,7 @@ def of(run, **changes):
 
 
 def test_best_records_prefer_full_scale_then_a_tenth_of_the_length_and_say_what_they_are(small, tmp_path):
-    runs, words = best_records("figure2", tmp_path)
+    runs, words = best_records("figure2", results=tmp_path)
     assert runs == {}
     assert all(f"`explr run figure2{options}`" in words for options in ("", " --epochs 20", " --epochs 16 --small"))
     options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
@@ -166,12 +166,12 @@ def test_best_records_prefer_full_scale_then_a_tenth_of_the_length_and_say_what_
         ({}, "full scale: preresnet"),
     ):
         folder = record_folder("figure2", **place, results=tmp_path)
-        before = best_records("figure2", tmp_path)
+        before = best_records("figure2", results=tmp_path)
         made[0].save(folder / f"{arms[0]}-seed0.json")
-        assert best_records("figure2", tmp_path) == before  # one arm cannot be compared
+        assert best_records("figure2", results=tmp_path) == before  # one arm cannot be compared
         made[1].save(folder / f"{arms[1]}-seed0.json")
         of(made[1], seed=1).save(folder / f"{arms[1]}-seed1.json")
-        runs, words = best_records("figure2", tmp_path)
+        runs, words = best_records("figure2", results=tmp_path)
         assert runs == {arm: [run] for arm, run in zip(arms, made, strict=True)}  # the second seed is alone
         assert words.startswith(scale) and ", 1 seed, synthetic" in words and "--seeds 1" in words
         assert (", bfloat16, " in words) == ("--precision bfloat16" in words) == ("precision" in place)
@@ -184,7 +184,7 @@ def test_of_records_of_one_length_those_with_most_seeds_count(small, data, tmp_p
             folder = record_folder("figure2", epochs=20, precision=precision, results=tmp_path)
             for arm, run in {"constant-decay": decay, "constant-exponential": growing}.items():
                 of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
-    assert "bfloat16, 2 seeds" in best_records("figure2", tmp_path)[1]
+    assert "bfloat16, 2 seeds" in best_records("figure2", results=tmp_path)[1]
 
 
 def test_a_comparison_is_one_without_its_optional_arm(small, data, tmp_path):
@@ -194,11 +194,27 @@ def test_a_comparison_is_one_without_its_optional_arm(small, data, tmp_path):
         for arm in ("decay", "decay-one-ulp", "texp", "exponential"):
             of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
     of(run, seed=0).save(folder / "decay-rescaled-seed0.json")
-    runs, words = best_records("figure5", tmp_path)
+    runs, words = best_records("figure5", results=tmp_path)
     assert "decay-rescaled" not in runs and "2 seeds" in words  # it would cost the others a seed
     of(run, seed=1).save(folder / "decay-rescaled-seed1.json")
-    runs, words = best_records("figure5", tmp_path)
+    runs, words = best_records("figure5", results=tmp_path)
     assert [r.config.seed for r in runs["decay-rescaled"]] == [0, 1] and "2 seeds" in words
+
+
+def test_of_two_experiments_the_best_records_are_those_that_both_have(small, data, tmp_path):
+    _, _, run = next(run_experiment("head", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
+    assert "`explr run figure2` and `explr run head` makes" in best_records("figure2", "head", results=tmp_path)[1]
+    for place, seeds in (({"epochs": 16, "small": True}, 3), ({"epochs": 20}, 2), ({}, 1)):
+        for name in ("figure2", "head")[: 1 if place == {} else 2]:
+            for arm in EXPERIMENTS[name].arms(1, 1):
+                for seed in range(seeds - (name == "head")):
+                    of(run, seed=seed).save(record_folder(name, **place, results=tmp_path) / f"{arm}-seed{seed}.json")
+    assert best_records("figure2", results=tmp_path)[1].startswith("full scale: ")
+    runs, words = best_records("figure2", "head", results=tmp_path)
+    assert words.startswith("one tenth of the length") and "20 --seeds 1` and `explr run head --epochs 20 --seeds 1`" in words
+    assert {arm: [r.config.seed for r in side] for arm, side in runs.items()} == {
+        arm: [0] for arm in ("constant-decay", "constant-exponential", "frozen", "trained")
+    }
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):
