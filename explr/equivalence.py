@@ -303,8 +303,8 @@ def characteristic_root(lr: float, weight_decay: float, momentum: float = 0.0, *
     r"""Return α, the factor by which one step of weight decay shrinks the weights at a steady state.
 
     It is the larger root of :math:`x^2 - (1 + \gamma - \lambda\eta)x + \gamma = 0` (Li & Arora 2020, Theorem 1), with Nesterov
-    momentum that of :math:`x^2 - (1 + \gamma)(1 - \lambda\eta)x + \gamma(1 - \lambda\eta) = 0`. In the equivalent run without
-    weight decay the learning rate grows by ``characteristic_root(...) ** -2`` every step.
+    momentum that of :math:`x^2 - (1 + \gamma)(1 - \lambda\eta)x` :math:`{}+ \gamma(1 - \lambda\eta) = 0`. In the equivalent
+    run without weight decay the learning rate grows by ``characteristic_root(...) ** -2`` every step.
 
     Args:
         lr: learning rate η > 0, per step.

@@ -154,7 +154,7 @@ def browser():
 
 MATHJAX = os.environ.get("MATHJAX")
 AXE = os.environ.get("AXE")  # a folder with the package axe-core
-SCREENS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
+SCREENS = {"desktop": (1280, 900, "light"), "phone": (360, 740, "dark")}
 HEAVIEST = 1_500_000  # bytes of a page with its pictures; what all pages share is loaded once
 
 
@@ -229,23 +229,38 @@ def columns_of_letters(tab):
     )
 
 
+def outputs_wider_than_their_box(tab):
+    """Return what cells print that one has to scroll for, cells that print columns apart."""
+    return tab.evaluate(
+        """() => [...document.querySelectorAll("article .cell:not(.tag_columns) .output pre")]
+            .filter((text) => text.scrollWidth > text.clientWidth + 1).map((text) => text.innerText.slice(0, 120))"""
+    )
+
+
 OUT_OF_REACH = """() => [...document.querySelectorAll("article div.math")].filter((box) => {
     const parts = [...box.querySelectorAll("mjx-container *")].map((part) => part.getBoundingClientRect());
     const left = Math.min(...parts.filter((part) => part.width > 0).map((part) => part.left));
     return left < box.getBoundingClientRect().left - 1;
 }).map((box) => "left of its box, to which nothing scrolls: " + box.innerText)"""
 
+CUT_OFF = """() => [...document.querySelectorAll("article span.math")].flatMap((line) => {
+    const formula = line.querySelector("mjx-container");
+    const over = formula ? formula.getBoundingClientRect().width - line.getBoundingClientRect().width : 0;
+    return over > 1 ? [`wider than the line, by ${Math.round(over)} px: ` + formula.textContent] : [];
+})"""
 
-def formulas_that_are_not_typeset(tab):
-    """Return how many formulas are still text, what MathJax does not know, and what is out of reach."""
-    return tab.evaluate(OUT_OF_REACH) + tab.evaluate(
-        """() => {
-            const missing = document.querySelectorAll("article .math").length
-                - document.querySelectorAll("article .math mjx-container, article .math > mjx-container").length;
-            const unknown = [...document.querySelectorAll("article mjx-merror, article mjx-mtext[style*=red]")];
-            return [...(missing > 0 ? [missing + " formulas"] : []), ...unknown.map((tag) => tag.innerHTML.slice(0, 80))];
-        }"""
-    )
+
+NOT_TYPESET = """() => {
+    const missing = document.querySelectorAll("article .math").length
+        - document.querySelectorAll("article .math mjx-container, article .math > mjx-container").length;
+    const unknown = [...document.querySelectorAll("article mjx-merror, article mjx-mtext[style*=red]")];
+    return [...(missing > 0 ? [missing + " formulas"] : []), ...unknown.map((tag) => tag.innerHTML.slice(0, 80))];
+}"""
+
+
+def unreadable_formulas(tab):
+    """Return what of formulas is out of reach or cut off, what MathJax does not know, and how many are still text."""
+    return [fault for look in (OUT_OF_REACH, CUT_OFF, NOT_TYPESET) for fault in tab.evaluate(look)]
 
 
 # ---- what the theme does to accessibility, on every page, and an author of a book cannot mend
@@ -275,14 +290,14 @@ def violations(tab):
 @pytest.mark.parametrize("screen", [*SCREENS, "bare"])
 @every_written_page
 def test_page_opens(page, screen, screens):
-    """No script of ours fails, every file of ours arrives, formulas are set, and the page does not scroll sideways.
+    """No script of ours fails, every file of ours arrives, formulas are set and fit, and nothing but columns scrolls sideways.
 
     In the theme in which the page was opened, and when the reader changes it.
     """
     opened = screens[screen]
     tab = opened.open(page)
-    formulas = formulas_that_are_not_typeset(tab) if MATHJAX and screen in SCREENS else []
-    assert formulas + wider_than_the_screen(tab) + columns_of_letters(tab) == []
+    formulas = unreadable_formulas(tab) if MATHJAX and screen in SCREENS else []
+    assert formulas + wider_than_the_screen(tab) + columns_of_letters(tab) + outputs_wider_than_their_box(tab) == []
     if screen in SCREENS and AXE:
         assert violations(tab) == []
     first = SCREENS[screen][2] if screen in SCREENS else "light"
