@@ -198,15 +198,22 @@ def load(
     return runs
 
 
-def best_records(*names: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
-    """Return the best records of an experiment that exist, and what they are in words.
+def best_records(name: str, *others: str, results: Path | None = None) -> tuple[dict[str, list[Run]], str]:
+    """Return the best records of an experiment that exist, and what they are in words; of several, those that all of them have.
 
     Full scale comes first, then one tenth of the length (20 epochs), then the miniature. Of records of one length, in several
     precisions, those with most seeds are taken. Records count once every arm, optional ones apart, has a seed in common with
     the others, and then those seeds do. The dictionary is empty if there are none; the words then say how to make them.
 
-    Of several experiments it returns the arms of all, from the best records that all have.
+    Args:
+        name: a key of EXPERIMENTS.
+        others: further ones, whose arms are to be compared with those of the first: the dictionary has them all.
+        results: folder of the records.
+
+    Raises:
+        ExplrError: for an unknown experiment, or a record that is damaged.
     """
+    names = (name, *others)
     experiments = [_experiment(name) for name in names]
     for scale, epochs, small, precisions in _TIERS:
         found = dict[str, dict[str, list[Run]]]()
