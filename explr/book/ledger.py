@@ -176,7 +176,8 @@ def claim(
         undecided: why this measurement is too small to decide, whatever it shows; it then gives way to any that can.
 
     Raises:
-        ExplrError: for an unknown key, none or several bounds, or an interval without the number in it.
+        ExplrError: for an unknown key, none or several bounds, a measurement that is no number (nan), or an interval without
+            the number in it.
 
     >>> claim("lemma1-orthogonal", "cosine of gradient and weights", 3e-17, at_most=1e-12).verdict
     'holds'

@@ -19,9 +19,14 @@ def notebook_with(folder, name, *claims):
 
 def test_verdict_follows_the_number():
     assert claim("lr-size", "x", 1.0, at_most=1.0).holds and not claim("lr-size", "x", 1.1, at_most=1.0).holds
-    assert claim("lr-size", "x", True, at_least=1).holds and not claim("lr-size", "x", float("nan"), at_least=1).holds
+    assert claim("lr-size", "x", True, at_least=1).holds and not claim("lr-size", "x", False, at_least=1).holds
     assert claim("lr-size", "x", 1.4812, equals=1.481, within=5e-4).holds
     assert not claim("lr-size", "x", 1.4822, equals=1.481, within=5e-4).holds
+
+
+def test_a_number_that_is_none_says_nothing_of_a_claim():
+    with pytest.raises(ExplrError, match="claim 'lr-size': measured nan"):
+        claim("lr-size", "steps", float("nan"), at_most=20)
 
 
 def test_a_claim_says_what_was_measured_and_what_it_was_held_against():
