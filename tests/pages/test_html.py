@@ -121,6 +121,12 @@ def test_no_markup_is_left_unrendered(page):
     assert raw == []
 
 
+@every_written_page
+def test_what_a_cell_prints_is_one_box(page):
+    # A kernel sends it in pieces, as its timing has it: committed outputs are whole, those of a build that executes are not.
+    assert soup(page).select(".output.stream + .output.stream") == []
+
+
 # ---- in a browser
 
 
