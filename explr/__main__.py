@@ -116,7 +116,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     )
     sub.add_argument("name", nargs="?", metavar="NAME", help="the experiment (see below)")
     sub.add_argument(
-        "--missing", action="store_true", help="what is missing is all that is ever made; without NAME: of every experiment"
+        "--missing", action="store_true", help="without NAME: the runs of every experiment that have no record yet"
     )
     sub.add_argument("--epochs", type=int, help="length of a run (default: 200, as in the source); milestones move with it")
     sub.add_argument("--small", action="store_true", help="a smaller network on a fifth of the images, for a CPU")
@@ -133,7 +133,9 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="CIFAR-10 (default: EXPLR_DATA, else the user's cache, else a download); 'synthetic' for the stand-in",
     )
-    sub.add_argument("--results", type=Path, metavar="FOLDER", help="where the records go (default: book/results)")
+    sub.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="where the records go (default: book/results of a checkout)"
+    )
     jobs = sub.add_argument_group(
         "jobs",
         "With --executor the missing runs go out as jobs (needs the extra cluster). One that is preempted or out of time is "
@@ -142,7 +144,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
     )
     jobs.add_argument("--executor", choices=("slurm", "local"), help="a job array of Slurm, or processes of this machine")
     jobs.add_argument("--partition", help="of Slurm (default: the cluster's own choice)")
-    jobs.add_argument("--gpus", type=int, help="of each job, 0 or 1 (default: 1; with local as many as there are)")
+    jobs.add_argument("--gpus", type=int, help="of each job, 0 or 1 (default: 1; with local 1 if there is one)")
     jobs.add_argument("--hours", type=float, help="a job's time, longer than an epoch takes (default: 4)")
     jobs.add_argument("--jobs", type=int, help="how many at the same time (default: as many as Slurm gives; with local 1)")
     sub.set_defaults(command=_run)
@@ -167,6 +169,8 @@ def _convert(parsed: argparse.Namespace) -> None:
         if value is not None:
             raise ExplrError(f"{option} is not an option of --optimizer {parsed.optimizer}: leave one of them out.")
     momentum, dampening = parsed.momentum or 0.0, parsed.dampening or 0.0
+    if parsed.nesterov and (dampening or not momentum):
+        raise ExplrError("--nesterov needs a positive --momentum and no --dampening, as in torch.optim.SGD.")
     growth: Callable[[float], float]  # of the rate over some steps
     make: Callable[[int], Schedule]
     if parsed.optimizer == "adamw":
@@ -190,7 +194,8 @@ def _convert(parsed: argparse.Namespace) -> None:
             f", dampening {dampening}" if dampening else ""
         )
         # From the second step on a damped buffer takes in 1 - dampening of the decay, so that is the decay of the steady state.
-        lasting = decay * (1.0 - dampening)
+        # Without momentum there is no buffer.
+        lasting = decay * (1.0 - dampening) if momentum else decay
         lines = [("root alpha", f"{characteristic_root(lr, lasting, **options):.15f}")]
 
         def growth(count: float) -> float:
@@ -201,9 +206,9 @@ def _convert(parsed: argparse.Namespace) -> None:
 
         if parsed.nesterov:
             lines += [("momentum", f"{momentum * (1.0 - lr * decay):.12f}"), ("dampening", f"{1.0 - growth(1):.12f}")]
-    print(f"lr {lr}, weight decay {decay}, {what}: train without weight decay, and let the rate grow. In the steady state:")
     lines += [("growth per step", f"{growth(1):.12f}"), ("growth per epoch", f"{growth(steps):.12f}  ({steps} steps)")]
     lines += [(f"{dtype} holds", _horizon(lr, growth(1), make, dtype, steps)) for dtype in _DTYPES]
+    print(f"lr {lr}, weight decay {decay}, {what}: train without weight decay, and let the rate grow. In the steady state:")
     print("\n".join(f"  {name:17} {value}" for name, value in lines))
 
 

@@ -97,7 +97,7 @@ def check_lr(lr: float | FloatArray) -> None:
         "lr",
         lr,
         lambda v: (v > 0) & (v < np.inf),
-        "must be positive and finite; where a schedule reaches 0, stop above it",
+        "must be positive and finite; let a schedule start and end above 0 (explr.ExpLR takes a step at rate 0)",
     )
 
 

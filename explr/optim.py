@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,8 @@ class ExpLR(LRScheduler):
             leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-        example_inputs: what the model is called with; see :func:`~explr.scaling.rescale`.
+        example_inputs: what the model is called with, as a tuple or, by name, a dictionary. May be left out for a network that
+            begins with a convolution or a linear layer and takes images of 32x32 pixels, or vectors.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
             it at every so many calls.
 
@@ -138,7 +139,7 @@ class ExpLR(LRScheduler):
         *,
         model: torch.nn.Module | None = None,
         renormalize: bool | None = None,
-        example_inputs: Sequence[Any] | None = None,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):

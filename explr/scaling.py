@@ -15,7 +15,9 @@ from explr.symmetry import Norms, scale_weights, unwrapped
 from explr.watching import has_explr
 
 
-def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any) -> None:
+def rescale(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: float, *example_inputs: Any, **kwargs: Any
+) -> None:
     """Multiply the weights by ``factor`` without changing what the network computes, now or at any later step.
 
     SGD's momentum buffers are divided by the factor, its learning rates multiplied by the square and its weight decays divided
@@ -31,6 +33,7 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
         factor: c > 0. A power of two changes no bit of the functions.
         example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
             convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+        kwargs: what it is called with by name.
 
     Raises:
         ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
@@ -58,7 +61,7 @@ def rescale(model: torch.nn.Module, optimizer: torch.optim.Optimizer, factor: fl
     weights = [list(filter(trains, group["params"])) for group in groups]
     if not any(weights):
         raise ExplrError("no group of the optimizer that converts has a parameter that trains: there is nothing to rescale.")
-    norms = Norms(model, example_inputs or None)
+    norms = Norms(model, example_inputs or None, **kwargs)
     norms.choose(weights)
     largest = max(float(p.detach().abs().max()) * factor for group in weights for p in group)
     smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)

@@ -2,7 +2,7 @@
 
 Steps count optimizer updates from 0. A schedule is plain Python, so it plots (``sample``), converts
 (``convert(sample(...), weight_decay, momentum)``) and feeds ``torch.optim.lr_scheduler.LambdaLR`` (give the optimizer lr=1).
-No schedule here reaches 0: a step at rate 0 has no exponential counterpart.
+No schedule here reaches 0, whose logarithm ``convert`` could not return; ``ExpLR`` takes a step at rate 0.
 """
 
 from __future__ import annotations
@@ -111,10 +111,15 @@ def sample(schedule: Schedule, steps: int) -> FloatArray:
     return values
 
 
-def future(scheduler: Any, steps: int) -> FloatArray:
-    """Return the rates of a torch scheduler for ``steps`` steps, the first of them the present one, without touching it.
+def future(scheduler: Any, steps: int, *, updates_per_step: int = 1) -> FloatArray:
+    """Return the rates of a torch scheduler for ``steps`` updates, the first of them the present one, without touching it.
 
     They are those of the first parameter group; ``convert(future(scheduler, steps), weight_decay, momentum)`` converts them.
+
+    Args:
+        scheduler: as the training loop has it.
+        steps: how many updates of the optimizer to look ahead.
+        updates_per_step: after how many updates the loop calls ``scheduler.step()``; if once an epoch, the steps of an epoch.
 
     Raises:
         ExplrError: for what is no scheduler, or one such as ``ReduceLROnPlateau``, whose rates depend on more than time.
@@ -123,8 +128,10 @@ def future(scheduler: Any, steps: int) -> FloatArray:
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
     >>> future(torch.optim.lr_scheduler.StepLR(optimizer, 2), 3)
     array([0.1 , 0.1 , 0.01])
+    >>> future(torch.optim.lr_scheduler.StepLR(optimizer, 1), 5, updates_per_step=3)
+    array([0.1 , 0.1 , 0.1 , 0.01, 0.01])
     """
-    steps = whole("steps", steps)
+    steps, updates_per_step = whole("steps", steps), whole("updates_per_step", updates_per_step)
     if not hasattr(scheduler, "optimizer"):
         raise ExplrError(
             f"scheduler={type(scheduler).__name__} is not a learning-rate scheduler of torch: give the one that moves the "
@@ -142,6 +149,8 @@ def future(scheduler: Any, steps: int) -> FloatArray:
         warnings.simplefilter("ignore")  # torch misses the calls of optimizer.step()
         for step in range(steps):
             lrs[step] = float(optimizer.param_groups[0]["lr"])
+            if (step + 1) % updates_per_step:
+                continue
             try:
                 scheduler.step()
             except Exception as error:  # of somebody else's scheduler: a metric is missing, or the schedule is at its end

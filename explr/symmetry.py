@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class Norms:
 
     Args:
         model: the network, in training mode.
-        example_inputs: what the model is called with; without them :func:`guess_inputs` finds some.
+        example_inputs: what the model is called with, as a tuple or by name; without any :func:`guess_inputs` finds some.
+        kwargs: what it is called with by name besides.
 
     Attributes:
         parameters: those of the network, by name.
@@ -61,10 +62,12 @@ class Norms:
         joint: the groups, by their positions, that must be scaled alike, in sets.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         model = unwrapped(model)
         self.model = model
-        self.report = _report(model, example_inputs)
+        self.report = _report(model, example_inputs, kwargs)
         self.parameters = dict(model.named_parameters())
         modules = dict(model.named_modules())
         layers = {path: modules.get(path) for path in self.report.norms}
@@ -181,11 +184,18 @@ def exact_exp(power: float, exponent: int = 0) -> float:
     return math.ldexp(math.exp(power - whole * math.log(2)), whole - exponent)
 
 
-def _report(model: nn.Module, example_inputs: Sequence[Any] | None) -> InvarianceReport:
+def _report(
+    model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] | None, kwargs: Mapping[str, Any]
+) -> InvarianceReport:
     if isinstance(example_inputs, Tensor):
-        raise ExplrError("example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,).")
-    if example_inputs is not None:
-        return scale_invariance(model, *example_inputs)
+        raise ExplrError(
+            "example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,), or by name, "
+            "{'images': batch}."
+        )
+    if isinstance(example_inputs, Mapping):
+        return scale_invariance(model, **example_inputs)
+    if example_inputs is not None or kwargs:
+        return scale_invariance(model, *(example_inputs or ()), **kwargs)
     check_model(model, ["to be guessed"], "model=")  # what another batch would not mend
     (guessed,) = guess_inputs(model)
     try:

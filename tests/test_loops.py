@@ -438,6 +438,16 @@ def test_the_future_of_a_torch_scheduler_converts():
     np.testing.assert_allclose(convert(lrs, 1e-2, 0.9).log_lr, log_lr, rtol=0, atol=1e-13)
 
 
+def test_the_future_of_a_loop_that_steps_once_an_epoch_has_a_rate_for_every_update():
+    net = network()
+    optimizer = sgd(net)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    lrs = schedules.future(scheduler, 11, updates_per_step=3)
+    np.testing.assert_array_equal(lrs, np.repeat(schedules.future(scheduler, 4), 3)[:11])
+    log_lr = ExpLR(optimizer, scheduler, model=net).preview(11, updates_per_step=3)[0]
+    np.testing.assert_allclose(convert(lrs, 1e-2, 0.9).log_lr, log_lr, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("make", [sgd, adamw])
 def test_weights_at_the_scale_of_the_decayed_run_average_and_export(make, renormalize):

@@ -282,8 +282,8 @@ def test_example_inputs_are_used_as_they_are():
     assert list(Norms(net, [torch.ones(4, 2, 3)]).layers) == ["2"]
     with pytest.raises(ExplrError) as caught:
         Norms(net, torch.ones(4, 2, 3))
-    said = "example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,)."
-    assert str(caught.value) == said
+    said = "example_inputs is a tensor: give all that the model is called with, as a tuple, (batch,), or by name, "
+    assert str(caught.value) == f"{said}{{'images': batch}}."
 
 
 def unguessable():

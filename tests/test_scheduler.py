@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from explr import ExpLR, ExplrError, convert, convert_adamw
+from explr import ExpLR, ExplrError, convert, convert_adamw, rescale
 from explr.watching import MARK, has_explr
 
 
@@ -843,6 +843,27 @@ def test_example_inputs_are_what_the_model_is_called_with():
     net = nn.Sequential(*layers, nn.Linear(16, 3).requires_grad_(False))
     optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
     assert ExpLR(optimizer, model=net, example_inputs=(torch.ones(4, 1, 10),)).converted == [True]
+
+
+def test_example_inputs_go_by_name_where_the_model_wants_them_so():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(10, 8, bias=False)
+            self.head = nn.Linear(8, 3).requires_grad_(False)
+
+        def forward(self, *, signal, gain):
+            return self.head(nn.functional.layer_norm(self.body(signal) * gain, (8,), eps=1e-30))
+
+    net, inputs = ByName(), {"signal": torch.randn(4, 10), "gain": 2.0}
+    optimizer = torch.optim.SGD([net.body.weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    before = net(**inputs)
+    rescale(net, optimizer, 4.0, **inputs)
+    torch.testing.assert_close(net(**inputs), before)
+    assert optimizer.param_groups[0]["lr"] == 8.0
+    with pytest.raises(ExplrError, match="give example_inputs, what the model is called with"):
+        ExpLR(optimizer, model=net)
+    assert ExpLR(optimizer, model=net, example_inputs=inputs).converted == [True]
 
 
 def test_a_model_of_which_nothing_converts_is_refused_with_the_reason():

@@ -165,9 +165,9 @@ def page(package: Path = ROOT / "explr") -> str:
     graph, names = imports(package), modules(package)
     text = [
         "# The house",
-        "The library has three wings and an annexe for the book. A module stands above everything that it imports, so every",
-        "line goes down; `errors`, which all import, and what other imports imply are left out. `python -m tools.architecture`",
-        "draws this page from the code.",
+        "The library has four wings, the last of them for the book alone. A module stands above everything that it imports, so",
+        "every line goes down; lines to `errors`, which most import, and what other imports imply are left out.",
+        "`python -m tools.architecture` draws this page from the code.",
         "",
         f'<div class="explr-house" tabindex="0">\n{drawing(graph)}\n</div>',
     ]

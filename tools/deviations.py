@@ -108,7 +108,8 @@ and a trained head, which keep their decay, norms with their usual eps, and eval
 PreResNet-8, batches of {BATCH} random images, {STEPS} steps; each number is the largest relative difference of logits at any
 step, over three schedules ({", ".join(SCHEDULES)}). *Control* is the weight-decay run against itself with every
 weight moved to the next number, up or down, at every step: what training makes of rounding alone. In float32 rounding may
-switch a single ReLU, which moves the logits by a thousandth or so: in some rows of the twin, in others of the control.
+switch a single ReLU, which moves the logits by a thousandth to some hundredths: in some rows of the twin, in others of the
+control.
 
 Measured with torch {made["torch"]}, Python {made["python"]}, on a {made["machine"]} CPU.
 

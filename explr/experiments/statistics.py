@@ -187,7 +187,8 @@ def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: fl
 def trajectory_distance(first: Sequence[Run], second: Sequence[Run], quantity: str = "train_loss") -> FloatArray:
     """Return how far apart two sets of runs are after each epoch: the root mean square difference over the paired seeds.
 
-    To judge it, take the distance between ``first`` and the same runs with ``one_ulp=True``: what rounding alone does.
+    To judge it, take the distance between ``first`` and a control that differs in rounding alone: the same runs with
+    ``weight_scale=3.0``, rounded differently at every step, or with ``one_ulp=True``, which differ once, at the start.
 
     Args:
         first: runs of one arm.

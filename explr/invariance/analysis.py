@@ -42,13 +42,13 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
 
     Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and, where it has an eps to measure, run three times on the example inputs, on its own device; its running
+    model is traced and, where it has an eps to measure, run a few times on the example inputs, on its own device; its running
     statistics, random state, attributes, training flags and gradients stay as they are.
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
         example_inputs: what ``model`` is called with; a batch of two or more where it has batch normalisation.
-        verify: whether to hold the proof against numbers, where it finds something to scale: six forward passes of a copy in
+        verify: whether to hold the proof against numbers, where it finds something to scale: forward passes of a copy in
             float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
             raised as a bug of explr; one that they cannot be asked about, as of a network too large to be copied, is returned,
             and the report says so.

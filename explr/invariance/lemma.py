@@ -57,6 +57,8 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
     """
     if not (isinstance(factor, int | float) and 0.0 < factor < math.inf):
         raise ExplrError(f"factor={factor!r} must be a positive, finite number; 2.0 scales without rounding.")
+    if len(batch) < 2:
+        raise ExplrError("lemma1 needs inputs and a target: lemma1(model, torch.nn.functional.cross_entropy, images, labels).")
     check_model(model, batch[:-1], "lemma1")
     *inputs, target = batch
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

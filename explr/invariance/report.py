@@ -76,7 +76,11 @@ class InvarianceReport:
 
     @property
     def share(self) -> float:
-        """The share of the trainable numbers that convert as they are, which is all but those of ``rest``."""
+        """The share of the trainable numbers that convert as they are, which is all but those of ``rest``.
+
+        :meth:`parameter_groups` converts less where a layer with a bias stands before a norm with running statistics, which
+        must be able to follow; ``bias=False`` mends it.
+        """
         sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
         return 1.0 - sum(sizes[name] for name in self.rest) / sum(sizes.values())
 

@@ -242,6 +242,7 @@ def test_convert_command_prints_the_numbers_of_the_theory(capsys):
     [
         (["--momentum", "0.9", "--nesterov"], ["momentum          0.899955000000", "-0.001004843721", "1.001004843721"]),
         (["--momentum", "0.9", "--dampening", "0.5"], ["0.999749434812163", "1.000501318787"]),
+        (["--dampening", "0.5"], ["0.999950000000000", "1.000100007500"]),  # of a buffer that there is not
         (["--optimizer", "adamw", "--betas", "0.9", "0.99"], ["beta1             0.899955000000", "0.989901002475", "1.00005"]),
     ],
 )
@@ -323,6 +324,7 @@ def test_check_command_takes_it_that_its_reader_has_seen_enough():
         (["convert", "--lr", "0.1", "--weight-decay", "5e-4", "--steps-per-epoch", "0"], "--steps-per-epoch 0"),
         (["convert", "--lr", "1", "--weight-decay", "0", "--optimizer", "adamw", "--nesterov"], "--nesterov is not an option"),
         (["convert", "--lr", "1", "--weight-decay", "0", "--betas", "0.9", "0.9"], "--betas is not an option"),
+        (["convert", "--lr", "1", "--weight-decay", "0", "--nesterov"], "--nesterov needs a positive --momentum"),
         (["run"], "--missing"),
         (["run", "figure2", "--data", "synthetic", "--device", "cudaa"], "device='cudaa'"),
         (["run", "figure2", "--data", "/nowhere/at/all"], "/nowhere/at/all"),

@@ -680,7 +680,7 @@ BAD = {
     "factor -1": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4), torch.randn(2, 4), factor=-1), "factor=-1"),
     "factor nan": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4), torch.randn(2, 4), factor=math.nan), "factor=nan"),
     "factor inf": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4), torch.randn(2, 4), factor=math.inf), "factor=inf"),
-    "no target": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4)), "needs inputs"),
+    "no target": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4)), "cross_entropy, images"),
     "loss not a scalar": (
         lambda: lemma1(linear(4), lambda a, b: a - b, torch.randn(2, 4), torch.randn(2, 4)), r"the loss is shape \(2, 4\)",
     ),
