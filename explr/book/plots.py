@@ -362,7 +362,8 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
         panels[1].set(ylabel="training loss")
         panels[2].set(ylabel="test\naccuracy (%)", xlabel="epoch")
         panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].legend()
+        # Outside: with so many arms a legend would lie on one of the curves.
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
 
