@@ -193,7 +193,7 @@ def _report(
             "{'images': batch}."
         )
     if isinstance(example_inputs, Mapping):
-        return scale_invariance(model, **example_inputs)
+        kwargs, example_inputs = {**example_inputs, **kwargs}, ()
     if example_inputs is not None or kwargs:
         return scale_invariance(model, *(example_inputs or ()), **kwargs)
     check_model(model, ["to be guessed"], "model=")  # what another batch would not mend
