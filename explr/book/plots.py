@@ -342,8 +342,10 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw learning rate, training loss and test accuracy of several arms by epoch: Figure 5 of the source.
 
     Args:
-        runs: name of an arm → its records. A line is their mean, the band around it spans from the lowest to the highest.
+        runs: name of an arm → its records. A line is their mean, the band around it spans from the lowest to the highest. Where
+            arms differ in their number of seeds, the legend has it.
     """
+    counted = len({len(records) for records in runs.values()}) > 1
     own = {"decay": COLOURS["weight decay"], "exponential": COLOURS["exponential"]}
     own |= dict.fromkeys(("decay-one-ulp", "decay-rescaled"), COLOURS["control"])
     others = cycle(OTHER_COLOURS)
@@ -355,8 +357,9 @@ def arms(runs: Mapping[str, Sequence[Run]]) -> Figure:
             losses = np.array([run.history["train_loss"] for run in records])
             accuracies = 100 * np.array([run.history["test_accuracy"] for run in records])
             epochs = np.arange(1, logs.shape[1] + 1)
+            label = f"{arm}, {len(records)} seed{'s' * (len(records) > 1)}" if counted else arm
             for axes, values in zip(panels, (logs, losses, accuracies), strict=True):
-                axes.plot(epochs, values.mean(axis=0), label=arm, color=colour, linestyle=style)
+                axes.plot(epochs, values.mean(axis=0), label=label, color=colour, linestyle=style)
                 axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         panels[0].set(ylabel="log₁₀ LR", title=_data_of(*(run for records in runs.values() for run in records)))
         panels[1].set(ylabel="training loss")

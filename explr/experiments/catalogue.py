@@ -8,8 +8,9 @@ their own and never take the place of full runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,12 +40,14 @@ class Experiment:
         arms: its arms, given epochs and steps per epoch.
         seeds: how many seeds the book uses.
         optional: arms without which the others are a comparison all the same.
+        same: arm -> experiment and arm of which it is the same run, so that one record serves both.
     """
 
     shows: str
     arms: Callable[[int, int], Arms]
     seeds: int
     optional: frozenset[str] = frozenset()
+    same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def _twins(name: str, config: RunConfig, regime: Regime = "exponential") -> Arms:
@@ -118,7 +121,9 @@ EXPERIMENTS = {
     "figure2": Experiment("fixed learning rate against ExpLR (Figure 2)", _figure2, seeds=3),
     "schedules": Experiment("cosine and triangular schedules, each against its exponential twin", _schedules, seeds=1),
     "normalizations": Experiment("group, layer and instance norm: step decay against TEXP", _normalizations, seeds=1),
-    "head": Experiment("frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, seeds=3),
+    "head": Experiment(
+        "frozen against trained last layer (Hoffer, Hubara and Soudry 2018)", _head, 3, same={"frozen": ("figure5", "decay")}
+    ),
     "nesterov": Experiment("step decay with Nesterov momentum against its twin", _nesterov, seeds=2),
     "adamw": Experiment("AdamW on a cosine schedule against its twin", _adamw, seeds=2),
     "growth": Experiment("how fast may the learning rate grow, and what does growth buy", _growth, seeds=1),
@@ -202,8 +207,9 @@ def best_records(name: str, *others: str, results: Path | None = None) -> tuple[
     """Return the best records of an experiment that exist, and what they are in words; of several, those that all of them have.
 
     Full scale comes first, then one tenth of the length (20 epochs), then the miniature. Of records of one length, in several
-    precisions, those with most seeds are taken. Records count once every arm, optional ones apart, has a seed in common with
-    the others, and then those seeds do. The dictionary is empty if there are none; the words then say how to make them.
+    precisions, those with most seeds are taken. Records count once there is a seed of which every arm has one, optional arms
+    apart. Then all do that can be paired by seed with one of the first arm; an arm may have fewer seeds than another, and the
+    words say so. The dictionary is empty if there are none; the words then say how to make them.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -223,11 +229,11 @@ def best_records(name: str, *others: str, results: Path | None = None) -> tuple[
         precision, runs = max(found.items(), key=lambda item: min(map(len, item[1].values()), default=0))
         if runs:
             every = [run for side in runs.values() for run in side]
-            first, seeds = every[0], len(every) // len(runs)
+            first, seeds = every[0], max(map(len, runs.values()))
             size = {k: v for k, v in first.config.model_args.items() if all(r.config.model_args.get(k) == v for r in every)}
-            count = f"{seeds} seed{'s' * (seeds > 1)}"
             data, devices = (", ".join(sorted({r.provenance[key] for r in every})) for key in ("data", "device"))
-            words = f"{first.config.model}{size or ''}, {first.config.epochs} epochs, {precision}, {count}, {data}, {devices}"
+            length = f"{first.config.epochs} epochs, {precision}, {_seeds(runs)}"
+            words = f"{first.config.model}{size or ''}, {length}, {data}, {devices}"
             again = " and ".join(f"`{_command(name, epochs, small, precision, seeds)}`" for name in names)
             return runs, f"{scale}: {words}; made by {again}"
     full, short, miniature = (
@@ -265,8 +271,9 @@ def run_experiment(
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
 
-    Several processes may work on the same experiment: a run that another one is making is left to it. A run that diverges
-    leaves no record, and does not stop the others.
+    Several processes may work on the same experiment: a run that another one is making is left to it. A run that is an arm of
+    two experiments, as the frozen head is Figure 5's step decay, is made once. A run that diverges leaves no record, and does
+    not stop the others.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -284,23 +291,23 @@ def run_experiment(
         ExplrError: for an unknown experiment, a number below 1, or a record at the place of this one that is of another
             configuration or data; at the end, if runs have diverged.
     """
-    experiment = _experiment(name)
-    names = run_names(name, seeds=seeds)
+    experiment, names = _experiment(name), run_names(name, seeds=seeds)
     device = pick_device(device)
     together = (4 if device.type == "cuda" else 1) if together is None else whole("together", together, of="runs")
-    folder = record_folder(name, epochs=epochs, small=small, precision=precision, stand_in=is_stand_in(data), results=results)
+    stand_in = is_stand_in(data)
     if small:
         data = data.subset(min(10_000, len(data.train_labels)), min(2_000, len(data.test_labels)))
-    arms = experiment.arms(epochs, -(-len(data.train_labels) // RunConfig().batch_size))
+    steps_per_epoch = -(-len(data.train_labels) // RunConfig().batch_size)
+    folder = partial(record_folder, epochs=epochs, small=small, precision=precision, stand_in=stand_in, results=results)
+    arms = _sized(experiment.arms(epochs, steps_per_epoch), small, precision)
     waiting: list[_Waiting] = []
     diverged: list[str] = []
     for arm, seed in names:
-        path = record_path(folder, arm, seed)
-        config = replace(arms[arm], seed=seed, precision=precision)
-        if small:
-            config = replace(config, model="preresnet", model_args={"depth": 14, "width": 8, **config.model_args})
         if only is not None and (arm, seed) not in only:
             continue
+        path, config = record_path(folder(name), arm, seed), replace(arms[arm], seed=seed)
+        other, twin = experiment.same.get(arm, (name, arm))
+        elsewhere = record_path(folder(other), twin, seed)
         lock = None if path.exists() else try_lock(path.with_suffix(".lock"))
         if path.exists():  # it may have been finished between the two looks
             if lock:
@@ -310,6 +317,12 @@ def run_experiment(
             yield arm, seed, run
         elif lock is None:
             print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
+        elif elsewhere.exists():
+            run = _load_same(elsewhere, config, data)
+            run.save(path)
+            release(lock)
+            print(f"{path.stem} is the run {elsewhere.parent.name}/{elsewhere.stem}: its record is taken.", file=sys.stderr)
+            yield arm, seed, run
         else:
             waiting.append(_Waiting(arm, seed, config, path, lock))
         if len(waiting) == together:
@@ -362,6 +375,15 @@ def _clear(path: Path) -> None:
         release(lock)
 
 
+def _sized(arms: Arms, small: bool, precision: str) -> Arms:
+    """Return arms at a precision, and with the network of a miniature if it is to be one."""
+    arms = {arm: replace(config, precision=precision) for arm, config in arms.items()}
+    if not small:
+        return arms
+    network = {"depth": 14, "width": 8}
+    return {arm: replace(c, model="preresnet", model_args={**network, **c.model_args}) for arm, c in arms.items()}
+
+
 def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
     run = Run.load(path)
     if (run.config, run.provenance["data"]) != (config, data.name):
@@ -370,13 +392,27 @@ def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
 
 
 def _comparable(runs: dict[str, list[Run]], experiments: Collection[Experiment]) -> dict[str, list[Run]]:
-    """Return the runs of the seeds that all arms have; none if an arm is missing that is not optional."""
-    needed = {arm for e in experiments for arm in e.arms(EPOCHS, STEPS_PER_EPOCH) if arm not in e.optional}
+    """Return the runs that can be paired with one of the first arm; none if no seed has all arms that are not optional."""
+    needed = [arm for e in experiments for arm in e.arms(EPOCHS, STEPS_PER_EPOCH) if arm not in e.optional]
     seeds = {arm: {run.config.seed for run in side} for arm, side in runs.items()}
-    if not needed <= seeds.keys():
+    if not (seeds.keys() >= set(needed) and set.intersection(*(seeds[arm] for arm in needed))):
         return {}
-    common = set.intersection(*(seeds[arm] for arm in needed))
-    return {arm: [r for r in side if r.config.seed in common] for arm, side in runs.items() if common and common <= seeds[arm]}
+    paired = {seed for arm in seeds if arm != needed[0] for seed in seeds[arm] & seeds[needed[0]]}
+    kept = {arm: [run for run in side if run.config.seed in paired] for arm, side in runs.items()}
+    return {arm: side for arm, side in kept.items() if side}
+
+
+def _seeds(runs: dict[str, list[Run]]) -> str:
+    """Return of how many seeds records are, and which arms have fewer.
+
+    >>> run = Run(RunConfig(), {}, {}, {})
+    >>> _seeds({"decay": [run, run], "texp": [run, run]}), _seeds({"decay": [run, run], "texp": [run]})
+    ('2 seeds', '2 seeds (1 of texp)')
+    """
+    counts = {arm: len(side) for arm, side in runs.items()}
+    most = max(counts.values())
+    fewer = [f"{count} of {arm}" for arm, count in counts.items() if count < most]
+    return f"{most} seed{'s' * (most > 1)}" + f" ({', '.join(fewer)})" * bool(fewer)
 
 
 def _experiment(name: str) -> Experiment:

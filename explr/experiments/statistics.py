@@ -117,6 +117,27 @@ def last_epochs(epochs: int) -> int:
     return max(round(LAST * epochs), 2)
 
 
+def paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Return the runs of the seeds that both sides have, in the order of the seeds.
+
+    >>> from explr import Run, RunConfig
+    >>> one, two = ([Run(RunConfig(seed=seed), {}, {}, {}) for seed in seeds] for seeds in ((0, 1, 2), (2, 1, 5)))
+    >>> [[run.config.seed for run in side] for side in paired(one, two)]
+    [[1, 2], [1, 2]]
+
+    Raises:
+        ExplrError: if no seed occurs in both, or one occurs twice in a side.
+    """
+    seeds = [[run.config.seed for run in side] for side in (first, second)]
+    common = sorted(set(seeds[0]) & set(seeds[1]))
+    if not common or any(len(set(side)) < len(side) for side in seeds):
+        raise ExplrError(
+            f"runs of seeds {seeds[0]} cannot be paired with runs of seeds {seeds[1]}: a common seed is needed, and each once."
+        )
+    one, two = ({run.config.seed: run for run in side} for side in (first, second))
+    return [one[seed] for seed in common], [two[seed] for seed in common]
+
+
 def accuracy_difference(first: Sequence[Run], second: Sequence[Run]) -> tuple[float, tuple[float, float]]:
     """Return the mean of second less first, in final accuracy over the seeds that both have, and its 90 % confidence interval.
 
@@ -128,13 +149,10 @@ def accuracy_difference(first: Sequence[Run], second: Sequence[Run]) -> tuple[fl
     (0.25, (-1.0, 1.0))
 
     Raises:
-        ExplrError: if no seed occurs in both.
+        ExplrError: as :func:`paired` does.
     """
-    common = {run.config.seed for run in first} & {run.config.seed for run in second}
-    if not common:
-        raise ExplrError("the two sets of runs have no seed in common.")
-    sides = [final_accuracies([run for run in side if run.config.seed in common]) for side in (first, second)]
-    if len(common) == 1:
+    sides = [final_accuracies(side) for side in paired(first, second)]
+    if len(sides[0]) == 1:
         return sides[1][0] - sides[0][0], (-1.0, 1.0)
     test = equivalence_test(sides[0], sides[1])
     return test.difference, (test.low, test.high)
@@ -144,40 +162,41 @@ def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: fl
     """Return a table of final test accuracies in percent: mean and standard deviation of each arm, and its verdict.
 
     Before the verdict of :func:`equivalence_test`, for so many comparisons as there are lines, comes the 90 % confidence
-    interval of the paired difference to the reference, in percentage points; after a difference its p-value.
+    interval of the paired difference to the reference, in percentage points; after a difference its p-value. One pair has a
+    difference, and no verdict.
 
     Args:
-        runs: the records of each arm; seeds that one of them lacks are left out.
+        runs: the records of each arm; seeds that the reference lacks are left out.
         reference: the arm that the others are tested against.
         margin: as for :func:`equivalence_test`, as a share of 1: 0.005 is half a percentage point.
 
     Raises:
-        ExplrError: if there is no such arm, a seed occurs twice in one, or no seed occurs in all.
+        ExplrError: if there is no such arm, a seed occurs twice in one, or an arm has no seed of the reference's.
 
     >>> from explr import Run, RunConfig
     >>> def run(seed, accuracy):
     ...     return Run(RunConfig(seed=seed), {"test_accuracy": [accuracy]}, {}, {})
-    >>> print(accuracy_table({"decay": [run(0, 0.93), run(1, 0.94)], "texp": [run(0, 0.931), run(1, 0.94)]}, "decay"))
+    >>> runs = {"decay": [run(0, 0.93), run(1, 0.94)], "texp": [run(0, 0.931), run(1, 0.94)], "twin": [run(0, 0.931)]}
+    >>> print(accuracy_table(runs, "decay"))
     decay                  93.50 ± 0.71 %, 2 seeds
     texp                   93.55 ± 0.64 %, 2 seeds; less decay, 90 %: -0.27 to +0.37 points, equivalent
+    twin                   93.10 %, one seed; less decay +0.10 points
     """
     if reference not in runs:
         raise ExplrError(f"there is no arm {reference!r} to compare with: use one of {', '.join(runs)}.")
-    for arm, side in runs.items():
-        if len({run.config.seed for run in side}) < len(side):
-            raise ExplrError(f"the arm {arm!r} has two runs of the same seed: leave one out.")
-    common = set.intersection(*({run.config.seed for run in side} for side in runs.values()))
-    if not common:
-        raise ExplrError(f"the arms {', '.join(runs)} have no seed in common.")
-    final = {arm: final_accuracies([run for run in side if run.config.seed in common]) for arm, side in runs.items()}
     lines = []
-    for arm, values in final.items():
-        if len(common) == 1:
-            lines.append(f"{arm:22} {100 * values[0]:.2f} %, one seed")
-            continue
-        line = f"{arm:22} {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} %, {len(common)} seeds"
-        if arm != reference:
-            test = equivalence_test(final[reference], values, margin, comparisons=len(final) - 1)
+    for arm, side in runs.items():
+        try:
+            first, values = map(final_accuracies, paired(runs[reference], side))
+        except ExplrError as error:
+            raise ExplrError(f"the arm {arm!r} cannot be compared with {reference!r}: {error}") from None
+        line, other = f"{arm:22} {100 * np.mean(values):.2f}", arm != reference
+        if len(values) == 1:
+            line += " %, one seed" + f"; less {reference} {100 * (values[0] - first[0]):+.2f} points" * other
+        else:
+            line += f" ± {100 * np.std(values, ddof=1):.2f} %, {len(values)} seeds"
+        if other and len(values) > 1:
+            test = equivalence_test(first, values, margin, comparisons=len(runs) - 1)
             line += f"; less {reference}, 90 %: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {test.verdict}"
             line += f" (p = {test.p_difference:.2g})" if test.verdict == "different" else ""
         lines.append(line)
@@ -192,19 +211,16 @@ def trajectory_distance(first: Sequence[Run], second: Sequence[Run], quantity: s
 
     Args:
         first: runs of one arm.
-        second: runs of another arm with the same seeds and number of epochs.
+        second: runs of another arm with the same number of epochs; seeds that one of them lacks are left out.
         quantity: a key of ``Run.history``.
 
     Returns:
         shape ``(epochs,)``, in the unit of the quantity.
 
     Raises:
-        ExplrError: if the seeds or the lengths differ, or the runs have no such quantity.
+        ExplrError: as :func:`paired` does, if the lengths differ, or the runs have no such quantity.
     """
-    sides = [sorted(side, key=lambda run: run.config.seed) for side in (first, second)]
-    seeds = [[run.config.seed for run in side] for side in sides]
-    if seeds[0] != seeds[1] or not seeds[0]:
-        raise ExplrError(f"runs of seeds {seeds[0]} cannot be paired with runs of seeds {seeds[1]}.")
+    sides = paired(first, second)
     try:
         values = np.array([[run.history[quantity] for run in side] for side in sides])
     except (KeyError, ValueError):

@@ -246,6 +246,12 @@ def test_arms_draws_the_mean_over_the_seeds():
         np.testing.assert_allclose(lines["decay"], np.mean([run.history[key] for run in runs], axis=0) / unit)
 
 
+def test_arms_says_of_how_many_seeds_a_line_is_where_they_differ():
+    runs = [full_record(1.0), full_record(2.0)]
+    assert set(drawn(plots.arms({"decay": runs, "texp": runs}).axes[0])) == {"decay", "texp"}
+    assert set(drawn(plots.arms({"decay": runs, "texp": runs[:1]}).axes[0])) == {"decay, 2 seeds", "texp, 1 seed"}
+
+
 def test_deviations_counts_steps_on_a_log_scale_if_told():
     assert plots.deviations({"gap": [1e-3, 1e-2]}, ylabel="log LR", log_steps=True).axes[0].get_xscale() == "log"
 

@@ -187,18 +187,39 @@ def test_of_records_of_one_length_those_with_most_seeds_count(small, data, tmp_p
     assert "bfloat16, 2 seeds" in best_records("figure2", results=tmp_path)[1]
 
 
-def test_a_comparison_is_one_without_its_optional_arm(small, data, tmp_path):
+def test_an_arm_may_have_fewer_seeds_than_another_and_an_optional_one_none(small, data, tmp_path):
     _, _, run = next(run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
     folder = record_folder("figure5", epochs=20, results=tmp_path)
-    for seed in range(2):
-        for arm in ("decay", "decay-one-ulp", "texp", "exponential"):
+
+    def seeds_with(*made):
+        for arm, seed in made:
             of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
-    of(run, seed=0).save(folder / "decay-rescaled-seed0.json")
-    runs, words = best_records("figure5", results=tmp_path)
-    assert "decay-rescaled" not in runs and "2 seeds" in words  # it would cost the others a seed
-    of(run, seed=1).save(folder / "decay-rescaled-seed1.json")
-    runs, words = best_records("figure5", results=tmp_path)
-    assert [r.config.seed for r in runs["decay-rescaled"]] == [0, 1] and "2 seeds" in words
+        runs, words = best_records("figure5", results=tmp_path)
+        return {arm: [r.config.seed for r in side] for arm, side in runs.items()}, words
+
+    assert seeds_with(("decay", 0), ("texp", 0), ("exponential", 0))[0] == {}  # an arm is missing
+    assert seeds_with(("decay-one-ulp", 1))[0] == {}  # and now there is no seed that all have
+    once = {"decay": [0], "decay-one-ulp": [0], "texp": [0], "exponential": [0]}
+    runs, words = seeds_with(("decay-one-ulp", 0), ("decay", 5))  # what has nothing to be paired with is left out
+    assert runs == once and ", 1 seed, " in words and "--seeds 1`" in words
+    runs, words = seeds_with(("decay", 1), ("texp", 1))
+    assert runs == {**once, "decay": [0, 1], "decay-one-ulp": [0, 1], "texp": [0, 1]}
+    assert ", 2 seeds (1 of exponential), " in words and "--seeds 2`" in words
+    runs, words = seeds_with(("exponential", 1), ("decay-rescaled", 1))
+    assert runs["decay-rescaled"] == [1] and ", 2 seeds (1 of decay-rescaled), " in words
+
+
+def test_a_run_that_is_an_arm_of_two_experiments_is_made_once(small, data, tmp_path, capsys, monkeypatch):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    decay = next(run for arm, _, run in run_experiment("figure5", data, **options, only={("decay", 0)}))
+    made = dict((arm, run) for arm, _, run in run_experiment("head", data, **options))
+    assert made["frozen"] == decay and made["trained"].history != decay.history
+    assert "frozen-seed0 is the run figure5-1-epochs-stand-in/decay-seed0" in capsys.readouterr().err
+    folder = record_folder("head", epochs=1, stand_in=True, results=tmp_path)
+    assert Run.load(folder / "frozen-seed0.json") == decay
+    assert sorted(file.name for file in folder.iterdir()) == ["frozen-seed0.json", "trained-seed0.json"]
+    other = next(run_experiment("head", data, **{**options, "epochs": 2}))  # of another length, it is another run
+    assert other[2].config.epochs == 2
 
 
 def test_of_two_experiments_the_best_records_are_those_that_both_have(small, data, tmp_path):
@@ -211,9 +232,13 @@ def test_of_two_experiments_the_best_records_are_those_that_both_have(small, dat
                     of(run, seed=seed).save(record_folder(name, **place, results=tmp_path) / f"{arm}-seed{seed}.json")
     assert best_records("figure2", results=tmp_path)[1].startswith("full scale: ")
     runs, words = best_records("figure2", "head", results=tmp_path)
-    assert words.startswith("one tenth of the length") and "20 --seeds 1` and `explr run head --epochs 20 --seeds 1`" in words
+    assert words.startswith("one tenth of the length") and ", 2 seeds (1 of frozen, 1 of trained), " in words
+    assert "`explr run figure2 --epochs 20 --seeds 2` and `explr run head --epochs 20 --seeds 2`" in words
     assert {arm: [r.config.seed for r in side] for arm, side in runs.items()} == {
-        arm: [0] for arm in ("constant-decay", "constant-exponential", "frozen", "trained")
+        "constant-decay": [0, 1],
+        "constant-exponential": [0, 1],
+        "frozen": [0],
+        "trained": [0],
     }
 
 

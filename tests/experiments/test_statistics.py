@@ -88,12 +88,12 @@ def test_difference_of_accuracies_is_that_of_the_common_seeds_and_one_seed_leave
     test = equivalence_test([0.5, 0.6], [0.5, 0.7])
     assert (difference, low, high) == (test.difference, test.low, test.high)
     assert accuracy_difference(first[:1], second) == (0.0, (-1.0, 1.0))
-    with pytest.raises(ExplrError, match="no seed in common"):
+    with pytest.raises(ExplrError, match=r"runs of seeds \[7\] cannot be paired with runs of seeds \[1, 0, 8\]"):
         accuracy_difference(first[2:], second)
 
 
 def test_trajectories_are_paired_by_seed():
-    first, second = [run(0, 0.1, 0.5), run(1, 0.2, 0.6)], [run(1, 0.2, 0.9), run(0, 0.1, 0.1)]
+    first, second = [run(0, 0.1, 0.5), run(1, 0.2, 0.6), run(2, 0.0, 0.0)], [run(1, 0.2, 0.9), run(0, 0.1, 0.1)]
     np.testing.assert_allclose(trajectory_distance(first, second, "test_accuracy"), [0.0, math.sqrt((0.16 + 0.09) / 2)])
 
 
@@ -123,23 +123,25 @@ def test_bad_input_gets_one_error_that_restates_it(call, part):
     assert part in str(caught.value)
 
 
-def test_accuracy_table_compares_the_seeds_that_all_arms_have():
+def test_accuracy_table_compares_each_arm_with_the_reference_over_the_seeds_that_both_have():
     runs = {
         "decay": [run(1, 0.92), run(0, 0.90), run(2, 0.5)],
         "same": [run(0, 0.90), run(1, 0.92)],
         "worse": [run(0, 0.80), run(1, 0.82), run(5, 0.9)],
+        "one": [run(1, 0.93)],
     }
     lines = accuracy_table(runs, "decay").splitlines()
-    assert "91.00 ± 1.41 %, 2 seeds" in lines[0]
-    assert lines[1].endswith("less decay, 90 %: +0.00 to +0.00 points, equivalent")
-    assert "less decay, 90 %: -10.00 to -10.00 points, different (p = " in lines[2]
+    assert lines[0].endswith("77.33 ± 23.69 %, 3 seeds")
+    assert lines[1].endswith("91.00 ± 1.41 %, 2 seeds; less decay, 90 %: +0.00 to +0.00 points, equivalent")
+    assert "81.00 ± 1.41 %, 2 seeds; less decay, 90 %: -10.00 to -10.00 points, different (p = " in lines[2]
+    assert lines[3].endswith("93.00 %, one seed; less decay +1.00 points")
     assert accuracy_table({"decay": runs["decay"][:1]}, "decay") == f"{'decay':22} 92.00 %, one seed"
 
 
 def test_accuracy_table_refuses_what_cannot_be_compared():
     with pytest.raises(ExplrError, match="no arm 'texp'"):
         accuracy_table({"decay": [run(0, 0.9)]}, "texp")
-    with pytest.raises(ExplrError, match="'texp' has two runs of the same seed"):
+    with pytest.raises(ExplrError, match=r"the arm 'texp' cannot be compared with 'decay': .* seeds \[0, 0\]"):
         accuracy_table({"decay": [run(0, 0.9)], "texp": [run(0, 0.9), run(0, 0.8)]}, "decay")
-    with pytest.raises(ExplrError, match="no seed in common"):
+    with pytest.raises(ExplrError, match=r"'texp' .* a common seed is needed"):
         accuracy_table({"decay": [run(0, 0.9)], "texp": [run(1, 0.9)]}, "decay")
