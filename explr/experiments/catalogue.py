@@ -318,9 +318,11 @@ def run_experiment(
         elif lock is None:
             print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
         elif elsewhere.exists():
-            run = _load_same(elsewhere, config, data)
-            run.save(path)
-            release(lock)
+            try:
+                run = _load_same(elsewhere, config, data)
+                run.save(path)
+            finally:
+                release(lock)
             print(f"{path.stem} is the run {elsewhere.parent.name}/{elsewhere.stem}: its record is taken.", file=sys.stderr)
             yield arm, seed, run
         else:
