@@ -196,7 +196,12 @@ def _convert(parsed: argparse.Namespace) -> None:
         # From the second step on a damped buffer takes in 1 - dampening of the decay, so that is the decay of the steady state.
         # Without momentum there is no buffer.
         lasting = decay * (1.0 - dampening) if momentum else decay
-        lines = [("root alpha", f"{characteristic_root(lr, lasting, **options):.15f}")]
+        convert([lr], decay, dampening=dampening, **options)  # for its errors, which name what was given
+        try:
+            lines = [("root alpha", f"{characteristic_root(lr, lasting, **options):.15f}")]
+        except ExplrError as error:
+            given = f" (weight_decay={lasting:g} is {decay:g} times 1 - {dampening:g} for the dampening.)" if dampening else ""
+            raise ExplrError(f"{error}{given}") from None
 
         def growth(count: float) -> float:
             return growth_rate(lr, lasting, steps=count, **options)
@@ -207,21 +212,19 @@ def _convert(parsed: argparse.Namespace) -> None:
         if parsed.nesterov:
             lines += [("momentum", f"{momentum * (1.0 - lr * decay):.12f}"), ("dampening", f"{1.0 - growth(1):.12f}")]
     lines += [("growth per step", f"{growth(1):.12f}"), ("growth per epoch", f"{growth(steps):.12f}  ({steps} steps)")]
-    lines += [(f"{dtype} holds", _horizon(lr, growth(1), make, dtype, steps)) for dtype in _DTYPES]
+    lines += _horizons(lr, growth(1), make, steps)
     print(f"lr {lr}, weight decay {decay}, {what}: train without weight decay, and let the rate grow. In the steady state:")
     print("\n".join(f"  {name:17} {value}" for name, value in lines))
 
 
-def _horizon(lr: float, growth: float, make: Callable[[int], Schedule], dtype: str, steps_per_epoch: int) -> str:
-    """Say how many steps a dtype holds: find the step near where the steady growth says, in the exact schedule."""
+def _horizons(lr: float, growth: float, make: Callable[[int], Schedule], steps_per_epoch: int) -> Iterator[tuple[str, str]]:
+    """Say how many steps each dtype holds: find the step near where the steady growth says, in the exact schedule."""
     far = 800.0 - math.log(lr)  # the log of every dtype's largest number is below 710; the start-up costs less than the rest
-    about = 1 if growth == 1.0 else min(int(far / math.log(growth)) + 2, 2_000_000)
-    step = make(about).first_overflow(dtype)
-    if step is None and growth == 1.0:
-        return "every step"
-    if step is None:
-        return "more than 2,000,000 steps"
-    return f"{step} steps, {step / steps_per_epoch:.1f} epochs"
+    schedule = make(1 if growth == 1.0 else min(int(far / math.log(growth)) + 2, 2_000_000))
+    for dtype in _DTYPES:
+        step = schedule.first_overflow(dtype)
+        never = "every step" if growth == 1.0 else "more than 2,000,000 steps"
+        yield f"{dtype} holds", never if step is None else f"{step} steps, {step / steps_per_epoch:.1f} epochs"
 
 
 def _check(parsed: argparse.Namespace) -> None:

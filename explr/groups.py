@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -114,6 +115,15 @@ def write(group: Group, values: dict[str, float]) -> None:
             group["lr"].fill_(values["lr"])
         else:
             group["lr"] = values["lr"]
+
+
+def own_rates(groups: Iterable[Group]) -> None:
+    """Give each group a learning rate of its own: one tensor, given to the optimizer, torch puts into all of them."""
+    seen: set[int] = set()
+    for group in groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"] = group["lr"].clone() if id(group["lr"]) in seen else group["lr"]
+            seen.add(id(group["lr"]))
 
 
 def copy_of(group: Group, **changes: Any) -> Group:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from explr.checks import FloatArray, short
+from explr.checks import FloatArray, short, whole
 from explr.errors import ExplrError
 from explr.groups import (
     Group,
@@ -30,6 +30,7 @@ from explr.groups import (
     copy_of,
     family_of,
     memory_of,
+    own_rates,
     read,
     smallest_dtype,
     split,
@@ -43,9 +44,12 @@ from explr.symmetry import Norms, exact_exp, scale_weights
 from explr.watching import MARK, Watch, check_even, check_untouched, has_explr, have_gradients
 
 _GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weakref.WeakKeyDictionary()
+
+
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
     *("rounding", "log_lr", "exponents", "rates", "in_use", "updates", "dry", "calls", "prepared", "written"),
+    "_updates_since_call",
 )
 
 
@@ -150,12 +154,12 @@ class ExpLR(LRScheduler):
         _check_wrapped(scheduler, optimizer)
         if renormalize and model is None:
             raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
-        if steps_per_epoch is not None and not (isinstance(steps_per_epoch, int) and steps_per_epoch > 0):
-            raise ExplrError(f"steps_per_epoch={steps_per_epoch!r} must be a number of steps, >= 1.")
+        if example_inputs is not None and model is None:
+            raise ExplrError("example_inputs= needs model=: they are what the network is called with.")
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.renormalize = model is not None if renormalize is None else renormalize
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
         self.norms = None if model is None else Norms(model, example_inputs)
         before = [(group, dict(group)) for group in optimizer.param_groups]
         try:
@@ -178,6 +182,7 @@ class ExpLR(LRScheduler):
     def _build(self) -> None:
         """Sort the groups, take their weight decay, and prepare the first step."""
         groups = self.optimizer.param_groups
+        own_rates(groups)
         self._original_groups = [copy_of(group) for group in groups]  # what the wrapped scheduler goes on seeing
         self._origins = list(range(len(groups)))  # of each group, the original that it is a part of
         if self.norms is not None:
@@ -329,9 +334,8 @@ class ExpLR(LRScheduler):
         >>> scheduler.preview(3)[0].round(6)
         array([-2.302535, -2.30239 , -4.604867])
         """
-        for name, value in {"steps": steps, "updates_per_step": updates_per_step}.items():
-            if not (isinstance(value, int) and value > 0):
-                raise ExplrError(f"{name}={value!r} must be a number of updates, >= 1.")
+        steps = whole("steps", steps, of="updates")
+        updates_per_step = whole("updates_per_step", updates_per_step, of="updates")
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)  # which an update replaces and never alters in place
         other.norms = None
@@ -394,7 +398,6 @@ class ExpLR(LRScheduler):
         self.__dict__.update(state)  # what an update changes it replaces, and never alters in place
         self._lacks_state = False
         self._broken = ""
-        self._updates_since_call = 0
         for origin, settings in zip(self._origins, self.believed, strict=True):
             write(self._original_groups[origin], settings)
         if self.norms is not None:
@@ -558,11 +561,11 @@ class ExpLR(LRScheduler):
         """Refuse to go on when somebody has changed what this scheduler sets."""
         if self._broken:
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
-        if self.norms is not None and (owner := _GROWN_BY.get(self.norms.model)) is not None and owner() is not self:
+        if self.norms is not None and grown_under_another(self.norms.model, self):
             raise ExplrError(
                 "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that "
-                "one; for a new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have "
-                "all parameters of a model."
+                "one; for a new run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has "
+                "grown under. One optimizer must have all parameters of a model."
             )
         if self._lacks_state:
             raise ExplrError(
@@ -620,7 +623,7 @@ class ExpLR(LRScheduler):
         self.memory = [list(family_of(self.optimizer, group).start()) for group in self.optimizer.param_groups]
         self.log_scale, self.rounding = ([0.0] * len(self.families) for _ in range(2))
         self.exponents = [0] * len(self.families)
-        self.updates, self.dry, self.prepared = 0, False, False
+        self.updates, self.dry, self.prepared, self._updates_since_call = 0, False, False, 0
 
     def _after_update(self) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)  # a GradScaler gives it to a fused optimizer, which then skips
@@ -663,6 +666,12 @@ _JOINT = (
     "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
     "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
 )
+
+
+def grown_under_another(model: torch.nn.Module, scheduler: ExpLR) -> bool:
+    """Tell whether it was another ExpLR that has scaled this network."""
+    owner = _GROWN_BY.get(model)
+    return owner is not None and owner() is not scheduler
 
 
 def _rounded(rate: float, kept: float | torch.Tensor) -> float:

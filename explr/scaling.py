@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from explr.errors import ExplrError
-from explr.groups import converts, family_of, trains, write
-from explr.optim import ExpLR
-from explr.symmetry import Norms, scale_weights, unwrapped
+from explr.groups import converts, family_of, own_rates, trains, write
+from explr.optim import ExpLR, grown_under_another
+from explr.symmetry import Norms, largest_buffer, scale_weights, unwrapped
 from explr.watching import has_explr
 
 
@@ -63,24 +63,38 @@ def rescale(
         raise ExplrError("no group of the optimizer that converts has a parameter that trains: there is nothing to rescale.")
     norms = Norms(model, example_inputs or None, **kwargs)
     norms.choose(weights)
-    largest = max(float(p.detach().abs().max()) * factor for group in weights for p in group)
-    smallest_dtype = min(torch.finfo(p.dtype).max for group in weights for p in group)
+    every = [p for group in weights for p in group]
+    largest = max(float(p.detach().abs().max()) * factor for p in every)
+    ranges = [torch.finfo(p.dtype) for p in every]
+    most, least = min(dtype.max for dtype in ranges), max(dtype.tiny for dtype in ranges)
     growth = factor * factor if power == 2 else factor  # of the learning rate
-    rates = [float(group["lr"]) * growth for group in groups]
-    if not max(largest, *rates, norms.largest_statistic([factor] * len(groups))) < smallest_dtype:
+    rates = [(float(group["lr"]), float(group["lr"]) * growth) for group in groups]
+    factors = [factor] * len(groups)
+    if not max(largest, *(after for _, after in rates), norms.largest_statistic(factors)) < most:
         raise ExplrError(
             f"factor={factor:g} takes weights, the variance that a norm sees, or learning rate out of the range of their "
             "dtype: use a smaller one."
         )
-    if not (growth and all(float(group["weight_decay"]) / growth < math.inf for group in groups)):
-        raise ExplrError(f"factor={factor:g} takes learning rate or weight decay out of the range of floats: use a larger one.")
+    variances = zip(norms.variances([1.0] * len(groups)), norms.variances(factors), strict=True)
+    changes = [(largest / factor, largest), *rates, *variances]
+    if (
+        growth == 0.0
+        or any(after < least <= before for before, after in changes)  # it would lose its digits
+        or not largest_buffer(optimizer, every, factor) < most
+        or not all(float(group["weight_decay"]) / growth < math.inf for group in groups)
+    ):
+        raise ExplrError(
+            f"factor={factor:g} takes weights, the variance that a norm sees, learning rate, weight decay or buffers of the "
+            "optimizer out of the range of their dtype: use a larger one."
+        )
+    own_rates(optimizer.param_groups)
     for group, parameters in zip(groups, weights, strict=True):
         scale_weights(optimizer, parameters, factor)
         write(group, {"lr": float(group["lr"]) * growth, "weight_decay": float(group["weight_decay"]) / growth})
         if power == 1:
             write(group, {"eps": float(group["eps"]) / factor})
-    norms.scale_statistics([factor] * len(groups))
-    norms.scale_eps([factor] * len(groups))
+    norms.scale_statistics(factors)
+    norms.scale_eps(factors)
 
 
 def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
@@ -95,7 +109,7 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
         scheduler: its ExpLR, built with ``model=``.
 
     Raises:
-        ExplrError: if the scheduler was built without a model, or for another one.
+        ExplrError: if the scheduler was built without a model or for another one, or the model has grown under another ExpLR.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
@@ -115,6 +129,10 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
     names = {id(p): name for name, p in scheduler.norms.parameters.items()}
     if {*map(id, model.parameters())} != {*names}:
         raise ExplrError("the model is not the one that the ExpLR was built with: give the one that it trains.")
+    if grown_under_another(model, scheduler):
+        raise ExplrError(
+            "the model has grown under another ExpLR, whose scale it has: give unscale(model, scheduler) that one."
+        )
     plain = copy.deepcopy(model)
     parameters = dict(plain.named_parameters())
     scales = scheduler.gradient_scale  # 1 / P, or what renormalisation has left of it

@@ -23,7 +23,7 @@ from explr.invariance import InvarianceReport, scale_invariance
 from explr.invariance.sandbox import check_model
 from explr.invariance.tables import few
 
-_BUFFERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}  # name → power of the gradient in it
+_BUFFERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}  # name → power of the gradient in it
 
 
 def scale_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], factor: float) -> None:
@@ -35,6 +35,17 @@ def scale_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
             for name, power in _BUFFERS.items():
                 if state.get(name) is not None:
                     state[name].mul_(factor**-power)
+
+
+def largest_buffer(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], factor: float) -> float:
+    """Return the largest entry that these buffers would have after :func:`scale_weights`; inf beyond float64."""
+    found = [0.0]
+    for state in (optimizer.state.get(parameter, {}) for parameter in parameters):
+        for name, power in _BUFFERS.items():
+            if state.get(name) is not None:
+                scale = math.exp(min(-power * math.log(factor), 709.0))
+                found.append(float(state[name].abs().max()) * scale)
+    return max(found)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -147,6 +158,14 @@ class Norms:
             found.append(factor * (0.0 if mean is None else float(mean.abs().max())))
             found.append(factor * factor * max(layer.eps, 1.0 if variance is None else float(variance.max())))
         return max(found)
+
+    def variances(self, factors: Sequence[float]) -> list[float]:
+        """Return the largest running variance of each norm that keeps some, as it would be."""
+        return [
+            self._factor(path, factors) ** 2 * float(layer.running_var.max())
+            for path, layer in self.layers.items()
+            if getattr(layer, "running_var", None) is not None
+        ]
 
     def scale_statistics(self, factors: Sequence[float]) -> None:
         """Scale running means and variances as if the weights of each group had been multiplied by its factor."""

@@ -59,9 +59,10 @@ def check_even(
             raise ExplrError(
                 f"in update {update} of parameter group {index} "
                 f"{_what_is_uneven(optimizer.param_groups[index]['params'], have[index], trained, names)}: torch then leaves "
-                "out its weight decay as well, and no one factor of the group's weights is right any more. Go back to a "
-                "checkpoint from before; let the parameters of a group train all or none (what is frozen, or unused at times, "
-                "belongs into a group of its own), or call zero_grad(set_to_none=False)."
+                "out its weight decay as well, and no one factor of the group's weights is right any more. "
+                f"{'Go back to a checkpoint from before; let' if update else 'Let'} the parameters of a group train all or "
+                "none (what is frozen, or unused at times, belongs into a group of its own), or give each a gradient, of zeros "
+                "where it has none (p.grad = torch.zeros_like(p)), and call zero_grad(set_to_none=False)."
             )
 
 

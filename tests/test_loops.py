@@ -769,8 +769,10 @@ def test_a_model_has_one_explr():
     update(plain, optimizer, batches(1)[0])
     optimizer = sgd(net)
     again = ExpLR(optimizer, model=net)
-    with pytest.raises(ExplrError, match=r"train explr.unscale\(model, scheduler\)"):
+    with pytest.raises(ExplrError, match=r"explr.unscale\(model, scheduler\) with the ExpLR that it has grown under"):
         update(net, optimizer, batches(1)[0])
+    with pytest.raises(ExplrError, match="grown under another ExpLR, whose scale it has"):
+        unscale(net, again)
     del again, scheduler
 
 

@@ -1,5 +1,6 @@
 """What goes with the weights of a small network when they are scaled: buffers, statistics, eps, rates; in exact numbers."""
 
+import copy
 import math
 import warnings
 
@@ -67,8 +68,8 @@ def test_buffers_are_divided_by_the_power_of_the_gradient_in_them():
     optimizer.state[weight] = {name: torch.full((2,), 16.0) for name in names}
     optimizer.state[weight] |= {"step": torch.tensor(16.0)}
     scale_weights(optimizer, iter([weight]), 4.0)
-    found = [float(optimizer.state[weight][name][0]) for name in (*names[:3],)]
-    assert (weight.tolist(), found) == ([12.0, 12.0], [4.0, 4.0, 1.0])
+    found = [float(optimizer.state[weight][name][0]) for name in names]
+    assert (weight.tolist(), found) == ([12.0, 12.0], [4.0, 4.0, 1.0, 1.0])
     assert float(optimizer.state[weight]["step"]) == 16.0
     optimizer.state[weight] = {"momentum_buffer": None}
     scale_weights(optimizer, [weight, fresh], 0.5)
@@ -359,7 +360,10 @@ def test_where_nothing_converts_there_is_nothing_to_rescale():
 
 
 TOO_LARGE = "takes weights, the variance that a norm sees, or learning rate out of the range of their dtype: use a smaller one."
-TOO_SMALL = "takes learning rate or weight decay out of the range of floats: use a larger one."
+TOO_SMALL = (
+    "takes weights, the variance that a norm sees, learning rate, weight decay or buffers of the optimizer out of the range of "
+    "their dtype: use a larger one."
+)
 
 
 def layer_norm(dtype=torch.float32):
@@ -395,9 +399,47 @@ def test_a_factor_that_leads_out_of_range_is_refused_and_nothing_has_changed(fac
 @pytest.mark.parametrize("factor", [2.0**60, 2.0**-60])
 def test_a_factor_that_is_just_in_range_is_taken(factor):
     net = layer_norm()
-    optimizer = sgd(net, lr=1e-3)
+    optimizer = sgd(net, lr=0.1)
     rescale(net, optimizer, factor)
-    assert optimizer.param_groups[0]["lr"] == 1e-3 * factor**2
+    assert optimizer.param_groups[0]["lr"] == 0.1 * factor**2
+
+
+@pytest.mark.parametrize(
+    "make, squares, factor",
+    [
+        (sgd, None, 2.0**-63),  # the learning rate
+        (lambda net: sgd(net, lr=1e18), None, 2.0**-66),  # the running variance
+        (adamw, 1e10, 2.0**-50),  # the average of squares
+    ],
+)
+def test_a_factor_at_which_something_would_vanish_or_a_buffer_overflow_is_refused(make, squares, factor):
+    net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+    optimizer = make(net)
+    step(net, optimizer)
+    if squares:
+        optimizer.state[net[0].weight]["exp_avg_sq"].fill_(squares)
+    before = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    with pytest.raises(ExplrError, match="use a larger one"):
+        rescale(net, optimizer, factor, torch.ones(4, 5))
+    torch.testing.assert_close((net.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+
+
+def test_groups_that_share_a_tensor_of_a_rate_are_scaled_once():
+    net = network()
+    groups = [{"params": part} for part in trained(net)]
+    optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.5, dtype=torch.float64), momentum=0.5)
+    rescale(net, optimizer, 2.0, torch.ones(4, 5).double())
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [2.0, 2.0]
+
+
+def test_amsgrad_is_scaled_with_its_largest_squares():
+    nets = network(), network()
+    optimizers = [adamw(net, amsgrad=True) for net in nets]
+    for seed in range(6):
+        if seed == 3:
+            rescale(nets[1], optimizers[1], 4.0, torch.ones(4, 5).double())
+        logits = [step(net, optimizer, seed) for net, optimizer in zip(nets, optimizers, strict=True)]
+    assert torch.equal(*logits)
 
 
 def test_the_largest_weight_stays_below_the_largest_number():

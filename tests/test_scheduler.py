@@ -325,6 +325,29 @@ def test_a_preview_of_no_number_of_updates_is_refused(name, value):
     assert len(scheduler.preview(1)[0]) == 1
 
 
+def test_numpy_counts_as_well_as_python():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5), steps_per_epoch=np.int64(2))
+    seen = scheduler.preview(np.int64(3), updates_per_step=np.int32(1))[0]
+    np.testing.assert_allclose(seen, convert([0.5, 0.5, 0.25], 0.0625, 0.5).log_lr, rtol=1e-13)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_groups_may_share_a_tensor_of_a_learning_rate(make):
+    """Torch puts one tensor that is given to an optimizer into all of its groups."""
+    runs = []
+    for lr in (0.5, torch.tensor(0.5, dtype=torch.float64)):
+        decayed, plain = weights(2)
+        groups = [{"params": [decayed], "scale_invariant": True}, {"params": [plain], "weight_decay": 0.0}]
+        optimizer = make(groups, lr=lr, weight_decay=0.0625)
+        scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 2, 0.5))
+        for _ in range(4):
+            update(optimizer)
+            scheduler.step()
+        runs.append([*decayed.tolist(), *plain.tolist(), *(float(group["lr"]) for group in optimizer.param_groups)])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-15) and runs[0][-1] != runs[0][-2]
+
+
 def test_a_schedule_that_ends_cannot_be_looked_ahead():
     optimizer = sgd()
     cycle = lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=5, cycle_momentum=False)
@@ -366,6 +389,11 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
             lambda: ExpLR(sgd(), renormalize=True),
             "renormalize=True needs model=: its running statistics must be rescaled with the weights.",
         ),
+        (
+            lambda: ExpLR(sgd(), example_inputs=[torch.ones(2)]),
+            "example_inputs= needs model=: they are what the network is called with.",
+        ),
+        (lambda: ExpLR(sgd(), steps_per_epoch=True), "steps_per_epoch=True must be a number of steps, >= 1."),
         (lambda: ExpLR(sgd(), steps_per_epoch=0), "steps_per_epoch=0 must be a number of steps, >= 1."),
         (lambda: ExpLR(sgd(), steps_per_epoch="1"), "steps_per_epoch='1' must be a number of steps, >= 1."),
         (
@@ -737,8 +765,8 @@ def test_a_model_that_has_grown_under_another_explr_is_refused():
     second = ExpLR(other, model=net)
     assert refusal(lambda: update(other)) == (
         "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that one; for a "
-        "new run train explr.unscale(model, scheduler), a copy at its usual size. One optimizer must have all parameters of a "
-        "model."
+        "new run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has grown under. One "
+        "optimizer must have all parameters of a model."
     )
     other_norms = {**first.state_dict(), "eps": {"0": 1e-5, "3": 1e-5}}
     assert refusal(lambda: second.load_state_dict(other_norms)) == (

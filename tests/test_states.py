@@ -52,13 +52,28 @@ def test_a_state_has_all_that_a_run_has_come_to_and_nothing_else():
         "calls": 0,
         "prepared": True,
         "written": 0,
+        "_updates_since_call": 0,
         "scheduler": None,
         "eps": None,
     }
     assert scheduler.state_dict() == fresh
     update(optimizer)
     after = {**fresh, "updates": 1, "prepared": False, "memory": [[2.0, 0.0]], "log_scale": [math.log(2)]}
+    after["_updates_since_call"] = 1
     assert scheduler.state_dict() == after
+
+
+def test_a_resumed_run_is_previewed_as_it_goes_on():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.StepLR(optimizer, 1, 0.5))
+    update(optimizer), update(optimizer)  # two of the three updates of an epoch
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    other = sgd()
+    resumed = ExpLR(other, lr_scheduler.StepLR(other, 1, 0.5))
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    ahead = [s.preview(4, updates_per_step=3)[0].tolist() for s in (scheduler, resumed)]
+    assert ahead[0] == ahead[1] and ahead[0][1] < ahead[0][0] - 0.5  # the rate is halved after the next update
 
 
 @pytest.mark.parametrize("calls", [2, 3, 4])

@@ -119,7 +119,8 @@ def test_a_scheduler_that_reaches_around_is_found_out_at_once():
 UNEVEN = (
     ": torch then leaves out its weight decay as well, and no one factor of the group's weights is right any more. Go back to "
     "a checkpoint from before; let the parameters of a group train all or none (what is frozen, or unused at times, belongs "
-    "into a group of its own), or call zero_grad(set_to_none=False)."
+    "into a group of its own), or give each a gradient, of zeros where it has none (p.grad = torch.zeros_like(p)), and call "
+    "zero_grad(set_to_none=False)."
 )
 
 
@@ -238,6 +239,11 @@ def test_what_had_no_gradient_has_the_name_that_the_model_gives_it():
     net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, affine=False)).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5, weight_decay=0.0625)
     scheduler = ExpLR(optimizer, model=net)
-    said = f"in update 0 of parameter group 0 1.weight had no gradient{UNEVEN}"
+    what_to_do = UNEVEN.replace("Go back to a checkpoint from before; let", "Let")  # there is no update to go back from
+    said = f"in update 0 of parameter group 0 1.weight had no gradient{what_to_do}"
     assert refusal(lambda: update(optimizer, net[0].weight)) == said
-    del scheduler
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    assert scheduler.updates == 1

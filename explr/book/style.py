@@ -73,7 +73,10 @@ def figure_of(*, panels: int, height: float) -> Iterator[tuple[Figure, list[Axes
 
 
 def label_lines(axes: Axes) -> None:
-    """Write each line's label at its right end, in its colour, moved apart where ends are close; from four on, a legend."""
+    """Write each line's label at its right end, in its colour, moved apart where ends are close; from four on, a legend.
+
+    A line of zeros, which a log scale cannot show, has its label at the bottom.
+    """
     lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -86,8 +89,12 @@ def label_lines(axes: Axes) -> None:
     ends = []
     for line in lines:
         x, y = (np.asarray(values, dtype=np.float64) for values in line.get_data())
-        last = np.flatnonzero(np.isfinite(y))[-1]
-        ends.append(float(np.clip(to_fraction.transform((x[last], y[last]))[1], 0.0, 1.0)))
+        drawn = np.flatnonzero(np.isfinite(y))
+        if len(drawn):
+            ends.append(float(np.clip(to_fraction.transform((x[drawn[-1]], y[drawn[-1]]))[1], 0.0, 1.0)))
+        else:
+            ends.append(0.0)
+            line.set_label(f"{line.get_label()} (0)")
     order = np.argsort(ends, kind="stable")
     heights = np.array(ends)[order]
     for below, above in zip(range(len(order) - 1), range(1, len(order)), strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -28,6 +29,8 @@ from explr.experiments.precision import arithmetic, dtype_of_weights, layout
 from explr.experiments.records import Run, RunConfig, call_by_name
 from explr.groups import write
 from explr.symmetry import scale_weights
+
+_LARGEST_LOG_SCALE = math.log(sys.float_info.max) - 20.0  # the norms of the weights themselves are below e^20
 
 
 class DivergedError(ExplrError):
@@ -75,6 +78,13 @@ class Arm:
         if config.weight_scale != 1.0:
             self._rescale(config.weight_scale)
         self.learning_rates = config.learning_rates(steps)
+        too_large = np.flatnonzero(self.learning_rates.log_scale > _LARGEST_LOG_SCALE)
+        if len(too_large):
+            raise ExplrError(
+                f"from step {too_large[0]} of {steps} on the weights are e^{_LARGEST_LOG_SCALE:.0f} times as large as under "
+                "weight decay, and no record could hold their norms: train for fewer epochs, or with less than "
+                f"weight_decay={config.weight_decay}."
+            )
         self.optimizer = self._make_optimizer()
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
         self.exponent = 0

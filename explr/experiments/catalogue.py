@@ -19,7 +19,7 @@ from explr.checks import whole
 from explr.equivalence import weight_decay_for
 from explr.errors import ExplrError
 from explr.experiments.arms import DivergedError
-from explr.experiments.data import Dataset
+from explr.experiments.data import WHOLE, Dataset
 from explr.experiments.files import Lock, release, try_lock
 from explr.experiments.records import PACKAGE, Regime, Run, RunConfig
 from explr.experiments.training import pick_device, train_together
@@ -177,8 +177,8 @@ def record_path(folder: Path, arm: str, seed: int) -> Path:
 
 
 def is_stand_in(data: Dataset) -> bool:
-    """Return whether images are others than CIFAR-10's, so that their records have a folder of their own."""
-    return not data.name.startswith("CIFAR-10")
+    """Return whether images are others than all of CIFAR-10's, so that their records have a folder of their own."""
+    return data.name not in WHOLE
 
 
 def load(
@@ -220,13 +220,13 @@ def best_records(name: str, *others: str, results: Path | None = None) -> tuple[
         ExplrError: for an unknown experiment, or a record that is damaged.
     """
     names = (name, *others)
-    experiments = [_experiment(name) for name in names]
+    needed = [arm for e in map(_experiment, names) for arm in e.arms(EPOCHS, STEPS_PER_EPOCH) if arm not in e.optional]
     for scale, epochs, small, precisions in _TIERS:
         found = dict[str, dict[str, list[Run]]]()
         for precision in precisions:
             sides = [load(name, epochs=epochs, small=small, precision=precision, results=results) for name in names]
-            found[precision] = _comparable({arm: runs for side in sides for arm, runs in side.items()}, experiments)
-        precision, runs = max(found.items(), key=lambda item: min(map(len, item[1].values()), default=0))
+            found[precision] = _comparable({arm: runs for side in sides for arm, runs in side.items()}, needed)
+        precision, runs = max(found.items(), key=lambda item: min(len(item[1].get(arm, ())) for arm in needed))
         if runs:
             every = [run for side in runs.values() for run in side]
             first, seeds = every[0], max(map(len, runs.values()))
@@ -271,9 +271,8 @@ def run_experiment(
 ) -> Iterator[tuple[str, int, Run]]:
     """Train the runs of an experiment that have no record yet; yield (arm, seed, run) of every one as it is there.
 
-    Several processes may work on the same experiment: a run that another one is making is left to it. A run that is an arm of
-    two experiments, as the frozen head is Figure 5's step decay, is made once. A run that diverges leaves no record, and does
-    not stop the others.
+    Several processes may work on the same experiment: a run that another one is making is left to it. The frozen head is step
+    decay of Figure 5; where that has a record, it is taken. A run that diverges leaves no record, and does not stop the others.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -302,35 +301,38 @@ def run_experiment(
     arms = _sized(experiment.arms(epochs, steps_per_epoch), small, precision)
     waiting: list[_Waiting] = []
     diverged: list[str] = []
-    for arm, seed in names:
-        if only is not None and (arm, seed) not in only:
-            continue
-        path, config = record_path(folder(name), arm, seed), replace(arms[arm], seed=seed)
-        other, twin = experiment.same.get(arm, (name, arm))
-        elsewhere = record_path(folder(other), twin, seed)
-        lock = None if path.exists() else try_lock(path.with_suffix(".lock"))
-        if path.exists():  # it may have been finished between the two looks
-            if lock:
-                release(lock)
-            run = _load_same(path, config, data)
-            _clear(path)
-            yield arm, seed, run
-        elif lock is None:
-            print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
-        elif elsewhere.exists():
-            try:
-                run = _load_same(elsewhere, config, data)
-                run.save(path)
-            finally:
-                release(lock)
-            print(f"{path.stem} is the run {elsewhere.parent.name}/{elsewhere.stem}: its record is taken.", file=sys.stderr)
-            yield arm, seed, run
-        else:
+    try:
+        for arm, seed in names:
+            if only is not None and (arm, seed) not in only:
+                continue
+            path, config = record_path(folder(name), arm, seed), replace(arms[arm], seed=seed)
+            lock = None if path.exists() else try_lock(path.with_suffix(".lock"))
+            if path.exists():  # it may have been finished between the two looks
+                if lock:
+                    release(lock)
+                run = _load_same(path, config, data)
+                _clear(path)
+                yield arm, seed, run
+                continue
+            if lock is None:
+                print(f"{path.stem} is being made by another process, and left to it.", file=sys.stderr)
+                continue
             waiting.append(_Waiting(arm, seed, config, path, lock))
-        if len(waiting) == together:
-            yield from _make(waiting, data, device, diverged)
-            waiting = []
-    yield from _make(waiting, data, device, diverged)
+            other, twin = experiment.same.get(arm, (name, arm))
+            elsewhere = record_path(folder(other), twin, seed)
+            if elsewhere.exists() and _is(run := Run.load(elsewhere), config, data):
+                run.save(path)
+                release(waiting.pop().lock)
+                print(f"{path.stem} is the run {elsewhere.parent.name}/{elsewhere.stem}: its record is taken.", file=sys.stderr)
+                yield arm, seed, run
+            elif len(waiting) == together:
+                batch, waiting = waiting, []
+                yield from _make(batch, data, device, diverged)
+        batch, waiting = waiting, []
+        yield from _make(batch, data, device, diverged)
+    finally:
+        for one in waiting:  # an error, or nobody asks for more: others may make these
+            release(one.lock)
     if diverged:
         raise DivergedError("\n".join(diverged))
 
@@ -386,16 +388,19 @@ def _sized(arms: Arms, small: bool, precision: str) -> Arms:
     return {arm: replace(c, model="preresnet", model_args={**network, **c.model_args}) for arm, c in arms.items()}
 
 
+def _is(run: Run, config: RunConfig, data: Dataset) -> bool:
+    return (run.config, run.provenance["data"]) == (config, data.name)
+
+
 def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:
     run = Run.load(path)
-    if (run.config, run.provenance["data"]) != (config, data.name):
+    if not _is(run, config, data):
         raise ExplrError(f"{path} is the record of another run, on {run.provenance['data']}: move it away to make this one.")
     return run
 
 
-def _comparable(runs: dict[str, list[Run]], experiments: Collection[Experiment]) -> dict[str, list[Run]]:
-    """Return the runs that can be paired with one of the first arm; none if no seed has all arms that are not optional."""
-    needed = [arm for e in experiments for arm in e.arms(EPOCHS, STEPS_PER_EPOCH) if arm not in e.optional]
+def _comparable(runs: dict[str, list[Run]], needed: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs that can be paired with one of the first arm; none if no seed has all the arms that are needed."""
     seeds = {arm: {run.config.seed for run in side} for arm, side in runs.items()}
     if not (seeds.keys() >= set(needed) and set.intersection(*(seeds[arm] for arm in needed))):
         return {}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explr.errors import ExplrError, needs
-from explr.experiments.files import atomic_write, sealed, unsealed
+from explr.experiments.files import atomic_write, one_at_a_time, sealed, unsealed
 from explr.experiments.progress import progress
 
 with needs("experiments"):
@@ -28,6 +28,7 @@ with needs("experiments"):
     from PIL import Image
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+WHOLE = ("CIFAR-10", "CIFAR-10 (JPEG re-encoded)", "CIFAR-10 (image folder)")  # the names of all 60,000 images
 _PAD = 4
 
 
@@ -244,7 +245,8 @@ def synthetic(train: int = 5000, test: int = 1000, *, seed: int = 0, device: str
         pixels = 128 + 48 * (clean + rng.normal(0, 0.6, (count, 3, 32, 32)))
         return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels.astype(np.int64))
 
-    return Dataset(*split(train), *split(test), name=f"synthetic gratings, {train} training and {test} test images").to(device)
+    name = f"synthetic gratings, {train} training and {test} test images" + f", seed {seed}" * (seed != 0)
+    return Dataset(*split(train), *split(test), name=name).to(device)
 
 
 def find(choice: str | None = None) -> Dataset:
@@ -295,13 +297,19 @@ def _read_torchvision(folder: Path, download: bool) -> Dataset:
         from torchvision.datasets import CIFAR10
         from torchvision.datasets.utils import check_integrity
 
-    batches = folder / CIFAR10.base_folder
-    if batches.is_dir():
-        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
-            if not check_integrity(batches / name, md5):
-                raise ExplrError(f"{batches / name} is missing or damaged: delete the folder {batches} to download it again.")
+    batches, lock = folder / CIFAR10.base_folder, folder / ".lock"
     try:
-        splits = [CIFAR10(folder, train=train, download=download and not batches.is_dir()) for train in (True, False)]
+        if download and (lock.exists() or not batches.is_dir()):
+            with one_at_a_time(lock):  # or a process would read what another has unpacked half
+                if not batches.is_dir():
+                    CIFAR10(folder, download=True)
+        if batches.is_dir():
+            for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
+                if not check_integrity(batches / name, md5):
+                    raise ExplrError(
+                        f"{batches / name} is missing or damaged: delete the folder {batches} to download it again."
+                    )
+        splits = [CIFAR10(folder, train=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise NoDataError(
             f"there is no CIFAR-10 in {folder}, and it could not be downloaded ({error}). Put it there, point the environment "
@@ -310,7 +318,7 @@ def _read_torchvision(folder: Path, download: bool) -> Dataset:
     (train_images, train_labels), (test_images, test_labels) = (
         (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)) for split in splits
     )
-    return Dataset(train_images, train_labels, test_images, test_labels, name="CIFAR-10")
+    return Dataset(train_images, train_labels, test_images, test_labels, name=WHOLE[0])
 
 
 def _read_folders(folder: Path) -> Dataset:
@@ -341,7 +349,7 @@ def _read_folders(folder: Path) -> Dataset:
     labels = torch.tensor([label for _, label in everything])
     train = len(files["train"])
     jpeg = all(path.suffix.lower() in (".jpg", ".jpeg") for path, _ in everything)
-    name = "CIFAR-10 (JPEG re-encoded)" if jpeg else "CIFAR-10 (image folder)"
+    name = WHOLE[1 if jpeg else 2]
     if (train, len(everything) - train) != (50_000, 10_000):
         name += f", {train} training and {len(everything) - train} test images"
     return Dataset(images[:train], labels[:train], images[train:], labels[train:], name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,6 +127,17 @@ def try_lock(path: Path) -> Lock | None:
     except filelock.Timeout:
         return None
     return lock
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for ``path``, a file that is there only as long as one is."""
+    while (lock := try_lock(path)) is None:
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        release(lock)
 
 
 def release(lock: Lock) -> None:

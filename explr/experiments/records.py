@@ -296,8 +296,10 @@ def _command() -> str | None:
     else:
         return None
     local = {"--results", "--data", "--lossless", "--executor", "--partition", "--gpus", "--hours", "--jobs"}
-    command += [word for before, word in zip(["", *words], words, strict=False) if not local & {before, word.split("=")[0]}]
-    return shlex.join(command + ["--data", "synthetic"] * ("synthetic" in words))
+    pairs = list(zip(["", *words], words, strict=False))
+    command += [word for before, word in pairs if not local & {before, word.split("=")[0]}]
+    synthetic = any(word == "--data=synthetic" or (before, word) == ("--data", "synthetic") for before, word in pairs)
+    return shlex.join(command + ["--data", "synthetic"] * synthetic)
 
 
 def call_by_name(module: Any, name: str, arguments: dict[str, Any]) -> Any:
@@ -316,6 +318,8 @@ def _commit() -> str | None:
     """Return the commit of the code that is running, "+changes" if its files differ from it; None outside a checkout."""
     try:
         git = ["git", "-C", str(PACKAGE)]
+        # Where explr is installed in another project's folder, that project's commit is none of ours.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         status = [*git, "status", "--porcelain", ".", "../benchmarks/*.py"]
         changes = subprocess.run(status, capture_output=True, text=True, check=True)

@@ -146,6 +146,11 @@ def test_norm_growth_names_the_layers_there_are():
         plots.norm_growth(record(1.0), record(1.0), "stem")
 
 
+def test_a_line_of_zeros_is_named_though_there_is_nothing_to_draw():
+    assert "same (0)" in texts(plots.deviations({"same": [0.0, 0.0], "other": [1e-3, 1e-2]}, ylabel="logits").axes[0])
+    assert "net (0)" in texts(plots.scale_changes([1.0, 2.0], {"net": [0.0, 0.0]}).axes[0])
+
+
 def test_deviations_draws_each_run_and_leaves_zeros_out():
     errors = {"exact": [0.0, 1e-15, 1e-14], "1 % off": [1e-5, 1e-4, 1e-3], "other": [1e-3, 1e-3, 1e-3]}
     axes = plots.deviations(errors, ylabel="logits").axes[0]

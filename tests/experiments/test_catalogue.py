@@ -9,9 +9,17 @@ import pytest
 from explr import ExplrError, Run, __version__, convert
 from explr.__main__ import main
 from explr.experiments.arms import Arm
-from explr.experiments.catalogue import EXPERIMENTS, best_records, load, record_folder, run_experiment, run_names
+from explr.experiments.catalogue import (
+    EXPERIMENTS,
+    best_records,
+    is_stand_in,
+    load,
+    record_folder,
+    run_experiment,
+    run_names,
+)
 from explr.experiments.data import synthetic
-from explr.experiments.records import _command
+from explr.experiments.records import _command, _commit
 from explr.experiments.training import train_together
 
 
@@ -187,6 +195,17 @@ def test_of_records_of_one_length_those_with_most_seeds_count(small, data, tmp_p
     assert "bfloat16, 2 seeds" in best_records("figure2", results=tmp_path)[1]
 
 
+def test_a_seed_of_an_optional_arm_does_not_make_records_worse(small, data, tmp_path):
+    _, _, run = next(run_experiment("head", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
+    for precision, seeds in {"float32": 3, "bfloat16": 2}.items():
+        folder = record_folder("figure5", epochs=20, precision=precision, results=tmp_path)
+        for arm in ("decay", "decay-one-ulp", "texp", "exponential"):
+            for seed in range(seeds):
+                of(run, seed=seed).save(folder / f"{arm}-seed{seed}.json")
+    of(run, seed=0).save(record_folder("figure5", epochs=20, results=tmp_path) / "decay-rescaled-seed0.json")
+    assert "float32, 3 seeds (1 of decay-rescaled)" in best_records("figure5", results=tmp_path)[1]
+
+
 def test_an_arm_may_have_fewer_seeds_than_another_and_an_optional_one_none(small, data, tmp_path):
     _, _, run = next(run_experiment("figure2", data, seeds=1, epochs=1, device="cpu", results=tmp_path))
     folder = record_folder("figure5", epochs=20, results=tmp_path)
@@ -218,8 +237,33 @@ def test_a_run_that_is_an_arm_of_two_experiments_is_made_once(small, data, tmp_p
     folder = record_folder("head", epochs=1, stand_in=True, results=tmp_path)
     assert Run.load(folder / "frozen-seed0.json") == decay
     assert sorted(file.name for file in folder.iterdir()) == ["frozen-seed0.json", "trained-seed0.json"]
-    other = next(run_experiment("head", data, **{**options, "epochs": 2}))  # of another length, it is another run
-    assert other[2].config.epochs == 2
+
+
+def test_a_run_on_other_images_is_not_the_same_run(small, data, tmp_path):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    other = next(run for _, _, run in run_experiment("figure5", synthetic(48, 20), **options, only={("decay", 0)}))
+    made = {arm: run for arm, _, run in run_experiment("head", data, **options)}
+    assert made["frozen"].provenance["data"] == data.name != other.provenance["data"]
+
+
+def test_runs_that_wait_are_given_back_when_the_loop_is_left(small, data, tmp_path):
+    options = {"seeds": 2, "epochs": 1, "device": "cpu", "results": tmp_path, "together": 4}
+    folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
+    next(made := run_experiment("figure2", data, **{**options, "seeds": 1}))
+    made.close()
+    assert [path.name for path in folder.glob("*.[jl]*")] == ["constant-decay-seed0.json"]  # no lock
+    foreign = next(run_experiment("head", synthetic(48, 20), **{**options, "seeds": 1}))[2]
+    foreign.save(folder / "constant-exponential-seed1.json")
+    for _ in range(2):
+        with pytest.raises(ExplrError, match="record of another run"):
+            list(run_experiment("figure2", data, **options))
+    assert list(folder.glob("*.lock")) == []
+
+
+@pytest.mark.parametrize("name", ["CIFAR-100", "CIFAR-10 (image folder), 20 training and 10 test images", "noise"])
+def test_only_all_of_cifar10_makes_records_of_the_book(name, data):
+    assert is_stand_in(dataclasses.replace(data, name=name))
+    assert not is_stand_in(dataclasses.replace(data, name="CIFAR-10 (JPEG re-encoded)"))
 
 
 def test_of_two_experiments_the_best_records_are_those_that_both_have(small, data, tmp_path):
@@ -276,6 +320,15 @@ def test_convert_command_knows_the_other_optimizers(options, numbers, capsys):
     out = capsys.readouterr().out
     for number in numbers:
         assert number in out
+
+
+@pytest.mark.parametrize(
+    "decay, dampening, said", [("0.1", "0.5", "weight_decay=0.05 is 0.1 times 1 - 0.5"), ("5e-4", "2", "dampening=2")]
+)
+def test_convert_command_restates_a_dampening_that_is_wrong(decay, dampening, said, capsys):
+    options = ["--lr", "0.1", "--weight-decay", decay, "--momentum", "0.9", "--dampening", dampening]
+    assert main(["convert", *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lr, decay, momentum", [("1e-6", "1000", "0.5"), ("0.1", "5e-4", "0"), ("100", "1e-5", "0.9")])
@@ -424,6 +477,22 @@ def test_check_command_says_what_is_wrong_with_what_it_is_given(named, message, 
     assert message.format(here=tmp_path) in error and error.count("\n") == 1
 
 
+def test_the_commit_of_the_project_that_explr_is_installed_in_is_not_explr_s(tmp_path, monkeypatch):
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=x", "-c", "user.email=x@y.z", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    (tmp_path / ".gitignore").write_text("installed\n")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "__init__.py").touch()
+    monkeypatch.setattr("explr.experiments.records.PACKAGE", tmp_path / "installed")
+    assert _commit() is None
+    (tmp_path / ".gitignore").unlink()
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    assert _commit().endswith("+changes")
+
+
 def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("explr.experiments.data.synthetic", lambda: synthetic(train=40, test=20))
     arguments = ["run", "figure2", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--data", "synthetic"]
@@ -431,6 +500,12 @@ def test_run_command_trains_and_keeps_records(small, tmp_path, capsys, monkeypat
     assert _command() == " ".join(["explr", *arguments])
     monkeypatch.setattr("sys.argv", ["explr", "run", "--data", "/my/folder", "--results=/here", "head", "--data=/there"])
     assert _command() == "explr run head"
+    for words, said in [
+        (["--data=synthetic", "head"], "explr run head --data synthetic"),
+        (["head", "--results", "synthetic"], "explr run head"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["explr", "run", *words])
+        assert _command() == said
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/explr", *arguments, "--results", str(tmp_path)])
     assert main([*arguments, "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -199,6 +201,27 @@ def test_a_torchvision_folder_is_read(batches):
     assert (data.name, len(data.train_labels), len(data.test_labels)) == ("CIFAR-10", 20, 10)
 
 
+def test_one_process_downloads_and_the_others_wait_for_it(batches, monkeypatch):
+    calls, ready = [], batches.rename(batches.parent / "ready")
+
+    def slow(url, root, **options):
+        calls.append(root)
+        batches.mkdir()  # unpacking has begun: whoever looks now finds half of it
+        time.sleep(0.5)
+        for file in ready.iterdir():
+            shutil.copy(file, batches)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cifar10, batches.parent)
+        while not batches.exists():
+            time.sleep(0.01)
+        jobs = [first, *(pool.submit(cifar10, batches.parent) for _ in range(2))]
+        found = [job.result() for job in jobs]
+    assert [data.name for data in found] == ["CIFAR-10"] * 3 and len(calls) == 1
+    assert sorted(path.name for path in batches.parent.iterdir()) == [batches.name, "ready"]  # no lock is left
+
+
 @pytest.mark.parametrize("name", ["data_batch_1", "data_batch_2", "test_batch", "batches.meta"])
 @pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-3] + b"?" + content[-2:], None])
 def test_one_changed_byte_in_a_torchvision_folder_is_found_and_not_papered_over(batches, name, change):
@@ -278,7 +301,9 @@ def no_route():
 def test_synthetic_is_deterministic_balanced_and_learnable():
     data = synthetic(train=400, test=100)
     assert torch.equal(data.train_images, synthetic(train=400, test=100).train_images)
-    assert not torch.equal(data.train_images, synthetic(train=400, test=100, seed=1).train_images)
+    other = synthetic(train=400, test=100, seed=1)
+    assert not torch.equal(data.train_images, other.train_images)
+    assert data.name != other.name  # by which records and checkpoints know what they were made on
     assert data.train_labels.bincount().tolist() == [40] * 10
     # the mean colour alone tells some classes apart, but not all
     features = [images.double().mean((2, 3)) for images in (data.train_images, data.test_images)]

@@ -34,6 +34,13 @@ def data():
     return synthetic(train=88, test=40)  # 88 = 5 * 16 + 8: the last batch is smaller
 
 
+def test_weights_whose_norms_no_record_could_hold_are_refused_before_the_first_step(data):
+    config = dataclasses.replace(TINY, regime="exponential", schedule="constant", schedule_args={"lr": 0.1}, weight_decay=2e-2)
+    Arm(config, data, 20_000)
+    with pytest.raises(ExplrError, match=r"from step \d+ of 50000 on .* weight_decay=0.02"):
+        Arm(config, data, 50_000)
+
+
 def test_loop_agrees_with_a_plain_independent_loop(data):
     run, arm = train(TINY, data, device="cpu"), Arm(TINY, data, 12)
 
