@@ -72,20 +72,22 @@ audit: $(VENV) ## look up what is installed among known vulnerabilities
 	_build/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
 
 # The notebooks' outputs are cached, but the cache looks at notebooks alone. It is dropped whenever anything else that
-# an output can depend on has changed: the library, the stored results, an installed version, the data folder.
-# A build over an old one can hide warnings, so the pages are always built afresh.
+# an output can depend on has changed: the library, the stored results, an installed version, the data folder and its images.
+# A build over an old one can hide warnings, so the pages are always built afresh; the notebooks they take from the cache.
 book: $(VENV) ## execute every notebook and build the HTML, also as one page; fails on any warning or failing cell
 	@mkdir -p _build
 	@{ find explr book/results pyproject.toml -type f ! -name '*.pyc' | LC_ALL=C sort | xargs cksum; \
-	   $(BIN)/python -m pip list --format=freeze; echo "data: $$EXPLR_DATA"; } > $(KEY).new
+	   $(BIN)/python -m pip list --format=freeze; echo "data: $$EXPLR_DATA"; \
+	   $(BIN)/python -c 'from explr.data import cifar10_or_synthetic as images; print(images().name)'; } > $(KEY).new
 	@cmp -s $(KEY).new $(KEY) || rm -rf _build/.jupyter_cache
 	@mv $(KEY).new $(KEY)
 	rm -rf _build/html _build/.doctrees
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.executed _build/.jupyter_cache
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	$(BIN)/python -m tools.printed _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
-check-book: book ## build the book, then check its links, images and pages in a browser
+check-book: book ## build the book, then check what its notebooks printed, its links, images and pages in a browser
 	$(BIN)/pytest -m browser tests/pages
 
 print: $(VENV) ## the built book as one file to print, _build/explr.pdf; needs Chromium

@@ -1,16 +1,20 @@
 """Every chapter has what a chapter needs, and the ledger of claims has no gap that a reader would notice."""
 
+import configparser
 import copy
 import re
-from pathlib import Path
 
+import nbformat
 import pytest
+from jupyter_cache import get_cache
 
 from explr.book.ledger import BEYOND, CAVEAT, FAILS, HOLDS, ledger
 from explr.experiments.catalogue import best_records
 from tools import notebooks
+from tools.executed import of_the_build
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
+BOOK = notebooks.ROOT / "book"
+CACHE = notebooks.ROOT / "_build" / ".jupyter_cache"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
 PICTURES = {"image/png", "image/svg+xml"}
@@ -37,8 +41,18 @@ def makes_a_claim(cell):
 
 
 def said_by(cell):
-    """Return the words that nbval compares in a cell's outputs."""
+    """Return the words in a cell's outputs."""
     return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def compared(cell):
+    """Return what nbval compares of the words in a cell's outputs, without spaces."""
+    text = said_by(cell)
+    rules = configparser.ConfigParser(interpolation=None)
+    rules.read(notebooks.ROOT / "tests" / "nbval.cfg")
+    for rule in rules.sections():
+        text = re.sub(rules[rule]["regex"], rules[rule]["replace"], text)
+    return "".join(text.split())
 
 
 def claims_of(notebook):
@@ -110,8 +124,8 @@ def test_nbval_compares_every_claim(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_nbval_compares_nothing_that_names_the_images(path):
     """The notebooks run on CIFAR-10, on its JPEG copy and on generated images, and must say the same on all three."""
-    compared = [said_by(cell) for cell in code_of(notebooks.read(path)) if is_checked(cell)]
-    assert [text for text in compared if DATA_SETS.search(text)] == []
+    said = [said_by(cell) for cell in code_of(notebooks.read(path)) if is_checked(cell)]
+    assert [text for text in said if DATA_SETS.search(text)] == []
 
 
 # Chapter 7 reads records that are stored with the book: the same on all images.
@@ -195,6 +209,29 @@ def test_that_check_catches_a_picture_without_alt_text_and_a_notebook_without_ou
     for cell in code_of(chapter):
         cell.outputs = []
     assert any("never executed" in fault for fault in faults_of(chapter))
+
+
+def test_that_comparison_sees_a_word_and_no_measured_number():
+    def cell(text):
+        return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text=text)])
+
+    assert compared(cell("error: measured 1.5e-13\n(at most 1)")) == compared(cell("error: measured 2 (at most 1)"))
+    assert compared(cell("it holds: measured 1.5")) != compared(cell("it fails: measured 1.5"))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", of_the_build(), ids=lambda path: path.stem)
+def test_the_build_printed_what_is_committed(path):
+    """`make test` compares the outputs of one execution, by nbval; this, on whatever images it had, those of the build's."""
+    try:
+        _, built = get_cache(CACHE).merge_match_into_file(str(path))
+    except KeyError:
+        pytest.skip("the book is not built: run `make check-book`")
+    printed = [code_of(notebook) for notebook in (notebooks.read(path), built)]
+    assert len(printed[0]) == len(printed[1])
+    for before, after in zip(*printed, strict=True):
+        if is_checked(before):
+            assert compared(after) == compared(before), before.source
 
 
 @pytest.mark.parametrize(
