@@ -43,8 +43,10 @@ def largest_buffer(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     for state in (optimizer.state.get(parameter, {}) for parameter in parameters):
         for name, power in _BUFFERS.items():
             if state.get(name) is not None:
-                scale = math.exp(min(-power * math.log(factor), 709.0))
-                found.append(float(state[name].abs().max()) * scale)
+                try:
+                    found.append(float(state[name].abs().max()) * factor**-power)
+                except OverflowError:
+                    return math.inf
     return max(found)
 
 

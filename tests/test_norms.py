@@ -405,22 +405,26 @@ def test_a_factor_that_is_just_in_range_is_taken(factor):
 
 
 @pytest.mark.parametrize(
-    "make, squares, factor",
+    "make, squares, factor, dtype",
     [
-        (sgd, None, 2.0**-63),  # the learning rate
-        (lambda net: sgd(net, lr=1e18), None, 2.0**-66),  # the running variance
-        (adamw, 1e10, 2.0**-50),  # the average of squares
+        (sgd, None, 2.0**-63, torch.float32),  # the learning rate
+        (lambda net: sgd(net, lr=1e18), None, 2.0**-66, torch.float32),  # the running variance
+        (adamw, 1e10, 2.0**-50, torch.float32),  # the average of squares
+        (adamw, 1e-300, 2.0**-513, torch.float64),  # 1 / factor**2, whatever it is multiplied by
     ],
 )
-def test_a_factor_at_which_something_would_vanish_or_a_buffer_overflow_is_refused(make, squares, factor):
-    net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+def test_a_factor_at_which_something_would_vanish_or_a_buffer_overflow_is_refused(make, squares, factor, dtype):
+    net = nn.Sequential(
+        nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False, track_running_stats=dtype == torch.float32)
+    )
+    net, inputs = net.to(dtype), torch.ones(4, 5, dtype=dtype)
     optimizer = make(net)
     step(net, optimizer)
     if squares:
         optimizer.state[net[0].weight]["exp_avg_sq"].fill_(squares)
     before = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
     with pytest.raises(ExplrError, match="use a larger one"):
-        rescale(net, optimizer, factor, torch.ones(4, 5))
+        rescale(net, optimizer, factor, inputs)
     torch.testing.assert_close((net.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
 
 
