@@ -34,15 +34,15 @@ def hold(
         interval: lower and upper end of the number's confidence interval.
 
     Raises:
-        ExplrError: for none or several bounds, a measurement that is no number (nan), or an interval without the number in it.
+        ExplrError: for none or several bounds, a measurement that is no finite number, or an interval without the number in it.
 
     >>> hold("a cosine", 3e-17, at_most=1e-12)
     (True, 'at most 1e-12')
     """
     if (at_most, at_least, equals).count(None) != 2:
         raise ExplrError(f"{what} needs exactly one of at_most, at_least and equals.")
-    if math.isnan(measured):  # it breaks no bound and keeps to none, and a claim is not false because a run diverged
-        raise ExplrError(f"{what}: measured nan, which decides nothing. Look for what made it no number.")
+    if not math.isfinite(measured):  # nan breaks no bound and keeps to none; an infinity is a run that diverged, and no evidence
+        raise ExplrError(f"{what}: measured {measured}, which decides nothing. Look for what made it no finite number.")
     low, high = interval or (measured, measured)
     if interval and not low <= measured <= high:
         raise ExplrError(f"{what}: {measured} does not lie in its interval, {low} to {high}.")
@@ -78,7 +78,7 @@ def check(
         within: tolerance of ``equals``, absolute.
 
     Raises:
-        ExplrError: if it breaks the bound or is no number (nan), or for none or several bounds.
+        ExplrError: if it breaks the bound or is no finite number, or for none or several bounds.
 
     >>> check("largest change of the logits", 3.14159e-15, at_most=1e-12)
     largest change of the logits: measured 3.1e-15 (at most 1e-12)

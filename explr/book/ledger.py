@@ -25,7 +25,7 @@ CLAIMS = {
     "step-decay": "Figure 1: step decay drops the learning rate after given epochs.",
     "oscillating": "Figure 1: cosine and triangular schedules raise the learning rate again and again.",
     "oscillating-trains": "Cosine and triangular schedules train networks well.",
-    "norm-benefits": "Batch normalisation helps optimisation.",
+    "norm-benefits": "Batch normalisation benefits optimisation, and generalisation across architectures.",
     "explr-trains": "State-of-the-art image networks train with a learning rate that is multiplied by 1 + a at every step.",
     "explr-astronomical": "That learning rate soon reaches astronomical values.",
     "explr-varies": "The growth may vary over the epochs.",
@@ -77,6 +77,9 @@ BEYOND = {
 }
 _WORDS = {**CLAIMS, **BEYOND}
 
+# The conditions, unsaid in the source, under which the book's networks are scale-invariant: a caveat of what is measured on them.
+NEEDS = "Norms without trained scale and shift, no biases, a frozen head, eps negligible."
+
 # The three that the others lean on, and why.
 CENTRAL = {
     "lemma1-inverse": "Both theorems follow from this one property of the gradient: whatever has it has a twin.",
@@ -121,7 +124,7 @@ class Claim:
 
     @property
     def gives_way(self) -> bool:
-        """Whether it is too small to decide anything, so that any other measurement of the same claim outranks it."""
+        """Whether it is too small to decide anything, and has no interval, so that any other of the same claim outranks it."""
         return self.holds is None and self.interval is None
 
     @property
@@ -173,10 +176,11 @@ def claim(
         interval: lower and upper end of the number's confidence interval; for a number that one run alone gave, of the whole
             range that it can have.
         caveat: a correction or condition that the source does not state.
-        undecided: why this measurement is too small to decide, whatever it shows; it then gives way to any that can.
+        undecided: why this measurement is too small to decide, whatever it shows. Without an interval it then gives way to any
+            that can: a toy is forgotten beside a record, a record that is too small is not forgotten beside a toy.
 
     Raises:
-        ExplrError: for an unknown key, none or several bounds, a measurement that is no number (nan), or an interval without
+        ExplrError: for an unknown key, none or several bounds, a measurement that is no finite number, or an interval without
             the number in it.
 
     >>> claim("lemma1-orthogonal", "cosine of gradient and weights", 3e-17, at_most=1e-12).verdict
@@ -191,7 +195,7 @@ def claim(
         f"claim {key!r}", value, at_most=at_most, at_least=at_least, equals=equals, within=within, interval=interval
     )
     if undecided:
-        return Claim(key, quantity, value, bound, None, f"{undecided} {caveat}".rstrip())
+        holds, caveat = None, f"{undecided} {caveat}".rstrip()
     return Claim(key, quantity, value, bound, holds, caveat, [float(end) for end in interval] if interval else None)
 
 

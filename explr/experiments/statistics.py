@@ -27,6 +27,7 @@ STATE_OF_THE_ART = 0.92  # a residual network of 32 layers on CIFAR-10: 92.49 % 
 WELL_TRAINED = 0.90  # what a schedule must reach there to be called a good one
 SETTLED = 0.05  # by how much, relatively, a norm may miss the growth that the theory gives it
 CONSTANT = 0.10  # within what range, relatively, a quantity is called constant
+PAIRS = 3  # fewer pairs of seeds decide nothing; set before there was a second pair of long runs
 LAST = 0.1  # share of the epochs over which accuracies are averaged, at least two epochs: one alone can be off by points
 
 
@@ -117,8 +118,8 @@ def last_epochs(epochs: int) -> int:
     return max(round(LAST * epochs), 2)
 
 
-def paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Return the runs of the seeds that both sides have, in the order of the seeds.
+def paired(*sides: Sequence[Run]) -> list[list[Run]]:
+    """Return, of each side, the runs of the seeds that all sides have, in the order of the seeds.
 
     >>> from explr import Run, RunConfig
     >>> one, two = ([Run(RunConfig(seed=seed), {}, {}, {}) for seed in seeds] for seeds in ((0, 1, 2), (2, 1, 5)))
@@ -126,16 +127,15 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Run], list
     [[1, 2], [1, 2]]
 
     Raises:
-        ExplrError: if no seed occurs in both, or one occurs twice in a side.
+        ExplrError: if no seed occurs in all, or one occurs twice in a side.
     """
-    seeds = [[run.config.seed for run in side] for side in (first, second)]
-    common = sorted(set(seeds[0]) & set(seeds[1]))
+    seeds = [[run.config.seed for run in side] for side in sides]
+    common = sorted(set.intersection(*map(set, seeds)))
     if not common or any(len(set(side)) < len(side) for side in seeds):
-        raise ExplrError(
-            f"runs of seeds {seeds[0]} cannot be paired with runs of seeds {seeds[1]}: a common seed is needed, and each once."
-        )
-    one, two = ({run.config.seed: run for run in side} for side in (first, second))
-    return [one[seed] for seed in common], [two[seed] for seed in common]
+        shown = " cannot be paired with runs of seeds ".join(map(str, seeds))
+        raise ExplrError(f"runs of seeds {shown}: a common seed is needed, and each once.")
+    found = [{run.config.seed: run for run in side} for side in sides]
+    return [[side[seed] for seed in common] for side in found]
 
 
 def accuracy_difference(first: Sequence[Run], second: Sequence[Run]) -> tuple[float, tuple[float, float]]:
@@ -161,9 +161,9 @@ def accuracy_difference(first: Sequence[Run], second: Sequence[Run]) -> tuple[fl
 def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: float = MARGIN) -> str:
     """Return a table of final test accuracies in percent: mean and standard deviation of each arm, and its verdict.
 
-    Before the verdict of :func:`equivalence_test`, for so many comparisons as there are lines, comes the 90 % confidence
-    interval of the paired difference to the reference, in percentage points; after a difference its p-value. One pair has a
-    difference, and no verdict.
+    Before the verdict of :func:`equivalence_test`, for so many comparisons as there are verdicts, comes the 90 % confidence
+    interval of the paired difference to the reference, in percentage points; after a difference its p-value. Fewer pairs than
+    PAIRS have no verdict, a single one no interval.
 
     Args:
         runs: the records of each arm; seeds that the reference lacks are left out.
@@ -176,31 +176,70 @@ def accuracy_table(runs: Mapping[str, Sequence[Run]], reference: str, margin: fl
     >>> from explr import Run, RunConfig
     >>> def run(seed, accuracy):
     ...     return Run(RunConfig(seed=seed), {"test_accuracy": [accuracy]}, {}, {})
-    >>> runs = {"decay": [run(0, 0.93), run(1, 0.94)], "texp": [run(0, 0.931), run(1, 0.94)], "twin": [run(0, 0.931)]}
+    >>> runs = {
+    ...     "decay": [run(0, 0.93), run(1, 0.94), run(2, 0.935)],
+    ...     "texp": [run(0, 0.931), run(1, 0.94), run(2, 0.935)],
+    ...     "twin": [run(0, 0.931)],
+    ... }
     >>> print(accuracy_table(runs, "decay"))
-    decay                  93.50 ± 0.71 %, 2 seeds
-    texp                   93.55 ± 0.64 %, 2 seeds; less decay, 90 %: -0.27 to +0.37 points, equivalent
+    decay                  93.50 ± 0.50 %, 3 seeds
+    texp                   93.53 ± 0.45 %, 3 seeds; less decay, 90 %: -0.06 to +0.13 points, equivalent
     twin                   93.10 %, one seed; less decay +0.10 points
     """
     if reference not in runs:
         raise ExplrError(f"there is no arm {reference!r} to compare with: use one of {', '.join(runs)}.")
-    lines = []
+    sides = {}
     for arm, side in runs.items():
         try:
-            first, values = map(final_accuracies, paired(runs[reference], side))
+            sides[arm] = [final_accuracies(part) for part in paired(runs[reference], side)]
         except ExplrError as error:
             raise ExplrError(f"the arm {arm!r} cannot be compared with {reference!r}: {error}") from None
+    comparisons = sum(len(values) >= PAIRS for arm, (_, values) in sides.items() if arm != reference)
+    lines = []
+    for arm, (first, values) in sides.items():
         line, other = f"{arm:22} {100 * np.mean(values):.2f}", arm != reference
         if len(values) == 1:
             line += " %, one seed" + f"; less {reference} {100 * (values[0] - first[0]):+.2f} points" * other
         else:
             line += f" ± {100 * np.std(values, ddof=1):.2f} %, {len(values)} seeds"
         if other and len(values) > 1:
-            test = equivalence_test(first, values, margin, comparisons=len(runs) - 1)
-            line += f"; less {reference}, 90 %: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {test.verdict}"
-            line += f" (p = {test.p_difference:.2g})" if test.verdict == "different" else ""
+            test = equivalence_test(first, values, margin, comparisons=max(comparisons, 1))
+            verdict = test.verdict if len(values) >= PAIRS else "too few for a verdict"
+            line += f"; less {reference}, 90 %: {100 * test.low:+.2f} to {100 * test.high:+.2f} points, {verdict}"
+            line += f" (p = {test.p_difference:.2g})" if verdict == "different" else ""
         lines.append(line)
     return "\n".join(lines)
+
+
+def undecided_because(runs: Mapping[str, Sequence[Run]], reference: str, arm: str, controls: Sequence[str] = ()) -> str:
+    """Return why these runs cannot decide whether an arm ends as accurate as the reference; "" if they can.
+
+    A verdict that is looked at after every new seed errs more often than its level says, so nothing is decided below PAIRS
+    pairs. And an experiment that cannot tell its controls from the reference decides nothing either: one of them at least
+    must have PAIRS pairs, and each that has them must be found equivalent.
+
+    Args:
+        runs: the records of each arm.
+        reference: the arm that the other is tested against.
+        arm: the other.
+        controls: the arms that are the reference but for rounding; none where the experiment has none.
+
+    Raises:
+        ExplrError: as :func:`paired` does.
+
+    >>> from explr import Run, RunConfig
+    >>> runs = {arm: [Run(RunConfig(), {"test_accuracy": [0.9]}, {}, {})] for arm in ("decay", "texp")}
+    >>> undecided_because(runs, "decay", "texp")
+    'Fewer than 3 pairs of seeds.'
+    """
+    first = runs[reference]
+    if len(paired(first, runs[arm])[0]) < PAIRS:
+        return f"Fewer than {PAIRS} pairs of seeds."
+    sides = [list(map(final_accuracies, paired(first, runs[control]))) for control in controls if control in runs]
+    tests = [equivalence_test(*side) for side in sides if len(side[0]) >= PAIRS]
+    if controls and not (tests and all(test.equivalent for test in tests)):
+        return "No control passes the same test, or not all do."
+    return ""
 
 
 def trajectory_distance(first: Sequence[Run], second: Sequence[Run], quantity: str = "train_loss") -> FloatArray:

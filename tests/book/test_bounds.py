@@ -10,10 +10,11 @@ def test_a_number_that_breaks_its_bound_is_an_error_that_names_both(bound):
         check("steps", 1.0, **bound)
 
 
-def test_a_number_that_is_none_keeps_to_no_bound():
+@pytest.mark.parametrize("measured", ["nan", "inf", "-inf"])
+def test_a_number_that_is_none_keeps_to_no_bound(measured):
     for bound in ({"at_most": 1.0}, {"at_least": 1.0}, {"equals": 1.0, "within": 9.0}):
-        with pytest.raises(ExplrError, match="measured nan"):
-            check("steps", float("nan"), **bound)
+        with pytest.raises(ExplrError, match=f"measured {measured}, which decides nothing"):
+            check("steps", float(measured), **bound)
 
 
 def test_a_number_and_its_bound_are_printed_and_several_bounds_refused(capsys):

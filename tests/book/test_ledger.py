@@ -63,6 +63,12 @@ def test_a_measurement_that_is_too_small_is_undecided_whatever_it_shows_and_says
     assert "<strong>undecided</strong>" in made._repr_mimebundle_()[0]["text/html"]
 
 
+def test_a_measurement_with_an_interval_that_is_too_small_keeps_it_and_is_not_forgotten_beside_a_toy():
+    made = claim("figure5", "x", 0.1, equals=0.0, within=1.0, interval=(0.0, 0.2), undecided="Two seeds.", caveat="Short.")
+    assert str(made) == "[figure5] undecided: x, measured 0.1 (interval 0 to 0.2; 0 within 1). Two seeds. Short."
+    assert not made.gives_way and claim("figure5", "x", 0.1, equals=0.0, within=1.0, undecided="A toy.").gives_way
+
+
 def test_a_claim_is_what_its_worst_measurement_says_but_what_is_too_small_gives_way(tmp_path):
     small = claim("lr-size", "x", 1.0, at_most=2.0, undecided="A toy.")
     good, bad = (claim("lr-size", "x", 1.0, at_most=bound) for bound in (2.0, 0.5))

@@ -13,6 +13,7 @@ from explr.experiments.statistics import (
     equivalence_test,
     final_accuracies,
     trajectory_distance,
+    undecided_because,
 )
 
 values = st.lists(st.tuples(st.floats(0, 1), st.floats(-0.05, 0.05)), min_size=2, max_size=12)
@@ -80,6 +81,7 @@ def test_one_of_several_arms_must_differ_more_clearly():
     runs = {arm: [run(seed, value) for seed, value in enumerate(side)] for arm, side in {"a": first, "b": second}.items()}
     assert "different" in accuracy_table(runs, "a")
     assert "different" not in accuracy_table({**runs, "c": runs["a"], "d": runs["a"]}, "a")
+    assert "different" in accuracy_table({**runs, "c": runs["a"][:2], "d": runs["a"][:1]}, "a"), "only verdicts are counted"
 
 
 def test_difference_of_accuracies_is_that_of_the_common_seeds_and_one_seed_leaves_it_open():
@@ -90,6 +92,32 @@ def test_difference_of_accuracies_is_that_of_the_common_seeds_and_one_seed_leave
     assert accuracy_difference(first[:1], second) == (0.0, (-1.0, 1.0))
     with pytest.raises(ExplrError, match=r"runs of seeds \[7\] cannot be paired with runs of seeds \[1, 0, 8\]"):
         accuracy_difference(first[2:], second)
+
+
+def side(*accuracies):
+    return [run(seed, accuracy) for seed, accuracy in enumerate(accuracies)]
+
+
+@pytest.mark.parametrize(
+    "controls, undecided",
+    [
+        ({}, True),  # none was made
+        ({"ulp": side(0.901, 0.91)}, True),  # too few pairs
+        ({"ulp": side(0.901, 0.91, 0.92)}, False),
+        ({"ulp": side(0.901, 0.91, 0.92), "scale": side(0.9)}, False),
+        ({"ulp": side(0.901, 0.91, 0.92), "scale": side(0.91, 0.95, 0.90)}, True),  # one does not pass
+        ({"ulp": side(0.94, 0.95, 0.96)}, True),  # a false alarm, but an alarm
+    ],
+)
+def test_an_arm_is_judged_only_where_the_controls_pass(controls, undecided):
+    runs = {"decay": side(0.90, 0.91, 0.92), "texp": side(0.90, 0.911, 0.92), **controls}
+    assert bool(undecided_because(runs, "decay", "texp", ["ulp", "scale"])) == undecided
+    assert undecided_because(runs, "decay", "texp") == ""
+
+
+def test_below_three_pairs_nothing_is_judged_however_well_they_agree():
+    runs = {"decay": side(0.90, 0.91, 0.92), "texp": side(0.90, 0.91)}
+    assert undecided_because(runs, "decay", "texp") == "Fewer than 3 pairs of seeds."
 
 
 def test_trajectories_are_paired_by_seed():
@@ -125,16 +153,18 @@ def test_bad_input_gets_one_error_that_restates_it(call, part):
 
 def test_accuracy_table_compares_each_arm_with_the_reference_over_the_seeds_that_both_have():
     runs = {
-        "decay": [run(1, 0.92), run(0, 0.90), run(2, 0.5)],
-        "same": [run(0, 0.90), run(1, 0.92)],
-        "worse": [run(0, 0.80), run(1, 0.82), run(5, 0.9)],
+        "decay": [run(1, 0.92), run(0, 0.90), run(3, 0.94), run(2, 0.5)],
+        "same": [run(0, 0.90), run(1, 0.92), run(3, 0.94)],
+        "worse": [run(3, 0.84), run(0, 0.80), run(1, 0.82), run(5, 0.9)],
+        "two": [run(0, 0.90), run(1, 0.92)],
         "one": [run(1, 0.93)],
     }
     lines = accuracy_table(runs, "decay").splitlines()
-    assert lines[0].endswith("77.33 ± 23.69 %, 3 seeds")
-    assert lines[1].endswith("91.00 ± 1.41 %, 2 seeds; less decay, 90 %: +0.00 to +0.00 points, equivalent")
-    assert "81.00 ± 1.41 %, 2 seeds; less decay, 90 %: -10.00 to -10.00 points, different (p = " in lines[2]
-    assert lines[3].endswith("93.00 %, one seed; less decay +1.00 points")
+    assert lines[0].endswith("81.50 ± 21.06 %, 4 seeds")
+    assert lines[1].endswith("92.00 ± 2.00 %, 3 seeds; less decay, 90 %: +0.00 to +0.00 points, equivalent")
+    assert "82.00 ± 2.00 %, 3 seeds; less decay, 90 %: -10.00 to -10.00 points, different (p = " in lines[2]
+    assert lines[3].endswith("91.00 ± 1.41 %, 2 seeds; less decay, 90 %: +0.00 to +0.00 points, too few for a verdict")
+    assert lines[4].endswith("93.00 %, one seed; less decay +1.00 points")
     assert accuracy_table({"decay": runs["decay"][:1]}, "decay") == f"{'decay':22} 92.00 %, one seed"
 
 
