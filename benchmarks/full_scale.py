@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from explr.errors import ExplrError
-from explr.experiments.catalogue import load, run_names
+from explr.experiments.catalogue import record_folder, record_path, run_names
 from explr.experiments.data import cifar10
 
 BEGAN = time.monotonic()
@@ -45,7 +45,7 @@ class Piece:
 
 def missing(name: str, results: Path) -> int:
     """Return how many records of an experiment are not there."""
-    return len(run_names(name)) - sum(len(runs) for runs in load(name, results=results).values())
+    return sum(not record_path(record_folder(name, results=results), *run).exists() for run in run_names(name))
 
 
 def complete(name: str, results: Path) -> bool:

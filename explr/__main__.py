@@ -19,6 +19,7 @@ from explr.errors import ExplrError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from explr.experiments.data import Dataset
     from explr.experiments.records import Run
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"explr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("explr: stopped; the same command goes on from the last whole epoch.", file=sys.stderr)
+        goes_on = "; the same command goes on from the last whole epoch" * ("run" in arguments)
+        print(f"explr: stopped{goes_on}.", file=sys.stderr)
         return 130
     return 0
 
@@ -305,6 +307,21 @@ def _example(text: str) -> Tensor:
         ) from None
 
 
+def _run_all(names: Sequence[str], images: Dataset, options: dict[str, Any]) -> Iterator[tuple[str, str, int, Run]]:
+    """Make the runs of several experiments; one in which runs diverge is told of when all others are there."""
+    from explr.experiments.arms import DivergedError
+    from explr.experiments.catalogue import run_experiment
+
+    diverged = []
+    for name in names:
+        try:
+            yield from ((name, *found) for found in run_experiment(name, images, **options))
+        except DivergedError as error:
+            diverged.append(str(error))
+    if diverged:
+        raise DivergedError("\n".join(diverged))
+
+
 def _run(parsed: argparse.Namespace) -> None:
     from explr.experiments import catalogue, cluster, data
 
@@ -329,7 +346,7 @@ def _run(parsed: argparse.Namespace) -> None:
         raise ExplrError(f"--{next(iter(asked))} is of jobs: name an --executor, too, or leave it out.")
     else:
         images = data.find(parsed.data)
-        runs = ((name, *found) for name in names for found in catalogue.run_experiment(name, images, **options))
+        runs = _run_all(names, images, options)
     for name, arm, seed, run in runs:
         accuracy, loss = run.history["test_accuracy"][-1], run.history["train_loss"][-1]
         print(f"{name} {arm} seed {seed}: test accuracy {accuracy:.4f}, train loss {loss:.4f}", flush=True)

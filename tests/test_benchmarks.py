@@ -33,6 +33,10 @@ def test_every_experiment_has_its_turn(tmp_path):
     assert [piece.name for piece in pieces(tmp_path)] == ["tests", "benchmark", *ORDER]
     assert not any(piece.done() for piece in pieces(tmp_path))
     assert missing("figure5", tmp_path) == 25
+    for seed in range(6):  # more of one arm make up for none of another
+        (tmp_path / "head").mkdir(exist_ok=True)
+        (tmp_path / "head" / f"frozen-seed{seed}.json").write_text("{}")
+    assert missing("head", tmp_path) == 3
 
 
 def test_without_a_gpu_it_refuses_and_makes_nothing(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from functools import cache
 from math import ceil
 from pathlib import Path
 
+from explr import _HOME
 from tools.address import ROOT
 
 PAGE = ROOT / "book" / "architecture.md"
@@ -54,10 +55,18 @@ def imports(package: Path) -> dict[str, set[str]]:
 
 def _imported(file: Path, package: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(f"{package}."):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            yield from (_behind_the_front_door(alias.name).removeprefix(f"{package}.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(f"{package}."):
             yield from (f"{node.module}.{alias.name}".removeprefix(f"{package}.") for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (a.name.removeprefix(f"{package}.") for a in node.names if a.name.startswith(f"{package}."))
+
+
+def _behind_the_front_door(name: str) -> str:
+    """Return what a name of the package itself means: it may be defined far above the module that imports it so."""
+    home = f"explr.experiments.{name}" if name in FRONT_DOOR else _HOME.get(name, name)
+    return home if home.endswith(f".{name}") else f"{home}.{name}"
 
 
 def _resolve(target: str, names: dict[str, Path]) -> str:

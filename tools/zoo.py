@@ -21,6 +21,7 @@ import time
 from typing import Any
 from unittest import mock
 
+from explr.experiments.files import atomic_write
 from tools.address import ROOT
 from tools.zoo_networks import LIBRARIES, build, installed, networks
 
@@ -130,7 +131,8 @@ def run(only: list[str], *, missing: bool) -> None:
                 print(library, name, stored["networks"][library][name], flush=True)
                 ordered = {name: stored["networks"][library][name] for name in names if name in stored["networks"][library]}
                 stored["networks"][library] = ordered
-                RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+                with atomic_write(RESULTS) as file:  # hours of work
+                    file.write((json.dumps(stored, indent=1) + "\n").encode())
 
 
 def provenance(library: str) -> dict[str, str]:

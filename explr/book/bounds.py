@@ -41,7 +41,7 @@ def hold(
     """
     if (at_most, at_least, equals).count(None) != 2:
         raise ExplrError(f"{what} needs exactly one of at_most, at_least and equals.")
-    if not math.isfinite(measured):  # nan breaks no bound and keeps to none; an infinity is a run that diverged, and no evidence
+    if not math.isfinite(measured):  # nan breaks no bound and keeps to none; an infinite number is a run that diverged
         raise ExplrError(f"{what}: measured {measured}, which decides nothing. Look for what made it no finite number.")
     low, high = interval or (measured, measured)
     if interval and not low <= measured <= high:

@@ -77,7 +77,7 @@ BEYOND = {
 }
 _WORDS = {**CLAIMS, **BEYOND}
 
-# The conditions, unsaid in the source, under which the book's networks are scale-invariant: a caveat of what is measured on them.
+# The source does not name these conditions, under which the book's networks are scale-invariant: a caveat of what they show.
 NEEDS = "Norms without trained scale and shift, no biases, a frozen head, eps negligible."
 
 # The three that the others lean on, and why.

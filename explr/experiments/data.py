@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +107,7 @@ class Dataset:
             self.train_labels[rows],
             self.test_images[test_rows],
             self.test_labels[test_rows],
-            name=f"{self.name.split(', ')[0]}, {train} training and {test} test images",
+            name=f"{self.name}, {train} training and {test} test images",
         )
 
     @cached_property
@@ -281,7 +282,7 @@ def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = 
         if root or os.environ.get("EXPLR_DATA"):
             raise
         print(f"Using synthetic images, because {error}")
-        images = synthetic(train or 5000, test or 1000)
+        return synthetic(train or 5000, test or 1000)
     if train is None and test is None:
         return images
     return images.subset(train or len(images.train_labels), test or len(images.test_labels))
@@ -339,11 +340,11 @@ def _read_folders(folder: Path) -> Dataset:
     for path, _ in everything:
         status = path.stat()
         fingerprint.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    cache = platformdirs.user_cache_path("explr", ensure_exists=True) / f"images-{fingerprint.hexdigest()[:16]}.pixels"
+    cache = platformdirs.user_cache_path("explr") / f"images-{fingerprint.hexdigest()[:16]}.pixels"
     pixels = _read_cache(cache, len(everything))
     if pixels is None:
         pixels = np.stack([_decode(path) for path, _ in progress(everything, desc=f"decoding {folder}")])
-        with atomic_write(cache) as file:
+        with suppress(ExplrError), atomic_write(cache) as file:  # without a cache they are decoded again
             file.write(sealed(pixels.tobytes()))
     images = torch.from_numpy(pixels)
     labels = torch.tensor([label for _, label in everything])

@@ -119,13 +119,21 @@ def unsealed(content: bytes) -> bytes:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Return a lock that this process now holds, or None if another one holds it; the system frees a dead process's locks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Return a lock that this process now holds, or None if another one holds it; the system frees a dead process's locks.
+
+    Raises:
+        ExplrError: if there can be no file.
+    """
     lock = filelock.FileLock(path, thread_local=False)  # a generator may be resumed in another thread
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return None
+    except OSError as error:
+        raise ExplrError(
+            f"{path} cannot be made ({error}): name another folder, or see to it that it can be written to."
+        ) from error
     return lock
 
 

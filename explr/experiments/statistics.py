@@ -235,8 +235,8 @@ def undecided_because(runs: Mapping[str, Sequence[Run]], reference: str, arm: st
     first = runs[reference]
     if len(paired(first, runs[arm])[0]) < PAIRS:
         return f"Fewer than {PAIRS} pairs of seeds."
-    sides = [list(map(final_accuracies, paired(first, runs[control]))) for control in controls if control in runs]
-    tests = [equivalence_test(*side) for side in sides if len(side[0]) >= PAIRS]
+    sides = [map(final_accuracies, paired(first, runs[control])) for control in controls if control in runs]
+    tests = [equivalence_test(one, other) for one, other in sides if len(one) >= PAIRS]
     if controls and not (tests and all(test.equivalent for test in tests)):
         return "No control passes the same test, or not all do."
     return ""

@@ -411,6 +411,7 @@ def test_the_graph_can_be_left_out(monkeypatch):
     on = {kind: SimpleNamespace(train_labels=SimpleNamespace(device=torch.device(kind))) for kind in ("cpu", "cuda")}
     assert make_arm(TINY, on["cuda"], 1) == "captured"
     assert make_arm(TINY, on["cpu"], 1) == "eager"
-    assert make_arm(dataclasses.replace(TINY, precision="float64"), on["cuda"], 1) == "eager"
+    for other in ({"precision": "float64"}, {"optimizer": "nesterov"}, {"optimizer": "adamw"}):
+        assert make_arm(dataclasses.replace(TINY, **other), on["cuda"], 1) == "eager"
     monkeypatch.setenv("EXPLR_EAGER", "1")
     assert make_arm(TINY, on["cuda"], 1) == "eager"

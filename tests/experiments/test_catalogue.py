@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from explr import ExplrError, Run, __version__, convert
+from explr import ExplrError, Run, RunConfig, __version__, convert
 from explr.__main__ import main
 from explr.experiments.arms import Arm
 from explr.experiments.catalogue import (
     EXPERIMENTS,
+    Experiment,
+    _sized,
     best_records,
     is_stand_in,
     load,
@@ -19,7 +21,7 @@ from explr.experiments.catalogue import (
     run_names,
 )
 from explr.experiments.data import synthetic
-from explr.experiments.records import _command, _commit
+from explr.experiments.records import _command, _commit, alike
 from explr.experiments.training import train_together
 
 
@@ -146,7 +148,7 @@ def test_small_runs_have_a_smaller_network_fewer_images_and_a_folder_of_their_ow
     runs = run_experiment("head", images, seeds=1, epochs=1, small=True, device="cpu", results=tmp_path)
     arm, _, run = next(runs)
     assert run.config.model_args == {"depth": 14, "width": 8} and arm == "frozen"
-    assert run.provenance["data"] == "synthetic gratings, 10000 training and 2000 test images"
+    assert run.provenance["data"] == f"{images.name}, 10000 training and 2000 test images"
     assert record_folder("head", epochs=1, small=True, stand_in=True, results=tmp_path).is_dir()
 
 
@@ -284,6 +286,54 @@ def test_of_two_experiments_the_best_records_are_those_that_both_have(small, dat
         "frozen": [0],
         "trained": [0],
     }
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_record_of_the_book_is_the_run_that_its_place_says(name):
+    """So that its command finds it there, and no arm is changed behind its records' back."""
+    found = 0
+    for epochs, steps, small in ((200, 391, False), (20, 391, False), (16, 79, True)):
+        arms = _sized(EXPERIMENTS[name].arms(epochs, steps), small, "float32")
+        for path in record_folder(name, epochs=epochs, small=small).glob("*.json"):
+            arm, _, seed = path.stem.rpartition("-seed")
+            config = dataclasses.replace(arms[arm], seed=int(seed))
+            assert alike(Run.load(path).config, config), f"{path} is of another run than {config}"
+            found += 1
+    assert found
+
+
+def test_a_number_that_another_machine_rounds_otherwise_is_of_the_same_run(small, data, tmp_path):
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "results": tmp_path}
+    (_, _, run), *_ = run_experiment("figure2", data, **options)
+    folder = record_folder("figure2", epochs=1, stand_in=True, results=tmp_path)
+    of(run, weight_decay=math.nextafter(run.config.weight_decay, 1)).save(folder / "constant-decay-seed0.json")
+    assert len(list(run_experiment("figure2", data, **options))) == 2
+    of(run, weight_decay=run.config.weight_decay * (1 + 1e-9)).save(folder / "constant-decay-seed0.json")
+    with pytest.raises(ExplrError, match="record of another run"):
+        list(run_experiment("figure2", data, **options))
+
+
+def test_an_experiment_that_diverges_does_not_stop_the_next(data, tmp_path, monkeypatch, capsys):
+    def only(lr):
+        config = RunConfig(epochs=1, batch_size=20, model="preresnet", model_args={"depth": 8, "width": 4})
+        return lambda epochs, steps: {"only": dataclasses.replace(config, schedule_args={"lr": lr})}
+
+    monkeypatch.setattr("explr.experiments.data.find", lambda name: data)
+    experiments = {"wild": Experiment("diverges", only(1e30), 1), "tame": Experiment("trains", only(0.1), 1)}
+    for name in [*EXPERIMENTS]:
+        monkeypatch.delitem(EXPERIMENTS, name)
+    for name, experiment in experiments.items():
+        monkeypatch.setitem(EXPERIMENTS, name, experiment)
+    assert main(["run", "--missing", "--epochs", "1", "--device", "cpu", "--results", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("tame only seed 0: ") and "wild-1-epochs-stand-in only seed 0: the loss of step" in err
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(data, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("explr.experiments.data.find", lambda name: data)
+    (tmp_path / "file").write_text("")
+    assert main(["run", "head", "--epochs", "1", "--device", "cpu", "--results", str(tmp_path / "file" / "x")]) == 2
+    assert "frozen-seed0.lock cannot be made (" in capsys.readouterr().err
 
 
 def test_record_of_another_run_is_not_overwritten(small, data, tmp_path):

@@ -66,6 +66,12 @@ def test_decoded_images_come_from_the_cache_the_second_time(folder, cache, monke
     assert torch.equal(cifar10(folder).train_images, first.train_images)
 
 
+def test_without_a_place_for_the_cache_the_images_are_read_all_the_same(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "file" / name)
+    assert len(cifar10(folder).train_labels) == 20
+
+
 def test_a_changed_image_is_decoded_again(folder):
     cifar10(folder)
     Image.fromarray(np.full((32, 32, 3), 77, dtype=np.uint8)).save(folder / "train" / "airplane" / "0000.png")
@@ -355,6 +361,11 @@ def test_every_image_is_seen_once_an_epoch_and_the_last_batch_is_kept():
     assert torch.cat([batch.index for batch in batches]).sort().values.tolist() == list(range(10))
 
 
+def test_different_images_have_different_names():
+    seeds = [synthetic(train=200, test=100, seed=seed).subset(50, 20) for seed in (0, 3)]
+    assert seeds[0].name != seeds[1].name and not torch.equal(seeds[0].train_images, seeds[1].train_images)
+
+
 @pytest.mark.parametrize("ordered", [True, False])  # class after class, as an image folder is; or taking turns
 def test_subset_is_spread_over_the_classes(ordered):
     data = synthetic(train=200, test=100)
@@ -364,6 +375,7 @@ def test_subset_is_spread_over_the_classes(ordered):
     assert small.train_labels.bincount().tolist() == [5] * 10
     assert small.test_labels.bincount().tolist() == [2] * 10
     assert small.name == "gratings, 50 training and 20 test images"
+    assert small.subset(10, 10).name == "gratings, 50 training and 20 test images, 10 training and 10 test images"
     assert sorted(data.subset(200, 100).train_labels.tolist()) == sorted(data.train_labels.tolist())
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from explr import ExplrError, RunConfig, train
-from explr.experiments.captured import make_arm
 from explr.experiments.data import synthetic
 from explr.experiments.training import compare
 
@@ -23,7 +22,7 @@ def config(optimizer, **options):
 
 
 @every_optimizer
-def test_the_twin_computes_the_same_functions_across_rescaled_epochs(optimizer):
+def test_the_twin_computes_the_same_functions_step_by_step(optimizer):
     tiny = {**TINY["model_args"], "eps": 1e-30}
     decay = config(optimizer, precision="float64", batch_size=8, model_args=tiny)
     result = compare(decay, dataclasses.replace(decay, regime="exponential"), synthetic(train=64, test=10), steps=15)
@@ -61,12 +60,6 @@ def test_a_run_resumes_to_the_same_bits(optimizer, tmp_path, monkeypatch):
     monkeypatch.setattr(arms.Arm, "epoch_results", results)
     resumed = train(twin, data, device="cpu", checkpoint=tmp_path / "run.checkpoint")
     assert (resumed.history, resumed.weight_norms) == (whole.history, whole.weight_norms)
-
-
-@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
-def test_other_optimizers_are_not_captured(optimizer, monkeypatch):
-    monkeypatch.setattr("explr.experiments.captured.CapturedArm", None)
-    assert make_arm(config(optimizer), synthetic(train=64, test=32), steps=1).graph is False
 
 
 @pytest.mark.parametrize(
