@@ -205,7 +205,7 @@ def _shown(key: str, numbers: dict[str, Any], run: int, epoch: int) -> str:
     value = numbers[key][run][epoch]
     if key != "rates":
         return f"{value:.1f} %"
-    power = math.floor(value)
+    power = math.floor(value - math.log10(0.995))  # what would be 10.0 is 1.0 of the next power
     return f"{10 ** (value - power):.1f} · 10<sup>{_signed(power)}</sup>"
 
 
@@ -223,7 +223,7 @@ _SCRIPT = """
   var numbers = JSON.parse(face.querySelector("script").textContent), last = slider.max - 1;
   function f(key, value) {
     if (key != "rates") return value.toFixed(1) + " %";
-    var power = Math.floor(value);
+    var power = Math.floor(value - Math.log10(0.995));
     return Math.pow(10, value - power).toFixed(1) + " · 10<sup>" + String(power).replace("-", "−") + "</sup>";
   }
   function say(k) {

@@ -46,6 +46,11 @@ def test_the_numbers_are_those_of_the_records():
     ]
 
 
+def test_a_number_that_rounds_to_ten_is_one_of_the_next_power():
+    page = face(DECAY, run([-1, 4.5, 8.999], [0.2, 0.31, 0.39], regime="exponential"))
+    assert "<td data-key=rates data-run=1>1.0 · 10<sup>9</sup></td>" in page
+
+
 def test_the_curves_are_those_of_the_records():
     page = face(DECAY, GROWING)
     numbers = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
