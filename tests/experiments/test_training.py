@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -356,8 +357,10 @@ def test_damaged_record_gets_one_error_that_names_the_file(tmp_path, content):
 
 def test_record_is_plain_text_with_one_number_a_line_at_most(data, tmp_path):
     train(dataclasses.replace(TINY, epochs=1), data, device="cpu").save(tmp_path / "run.json")
-    record = json.loads((tmp_path / "run.json").read_text())
+    text = (tmp_path / "run.json").read_text()
+    record = json.loads(text)
     assert record["config"]["regime"] == "weight_decay" and record["format"] == 1
+    assert len(record["weight_norms"]) > 1 and re.search(r"\d, *-?\d", text) is None
 
 
 @pytest.mark.parametrize("eps", [1e-30, 1e-5])
