@@ -86,16 +86,18 @@ class ExpLR(LRScheduler):
         scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
             hyper-parameters and groups, and may move any of them. Without one they are constant.
         model: the network, in training mode. :func:`~explr.invariance.analysis.scale_invariance` finds the weights in which it
-            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
-            line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
-            weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
-            on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
-            eps is negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again:
-            leave it out there.)
+            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. So
+            are those on which what the model returns does not depend: a loss that reads them is out of its sight. A line to the
+            logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the weights, so
+            that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken on trust,
+            with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as eps is
+            negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again: leave
+            it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-        example_inputs: what the model is called with, as a tuple or, by name, a dictionary. May be left out for a network that
-            begins with a convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+        example_inputs: what the model is called with in training, flags included, as a tuple or, by name, a dictionary. May be
+            left out for a network that begins with a convolution or a linear layer and takes images of 32x32 pixels, or
+            vectors.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
             it at every so many calls.
 
@@ -228,10 +230,12 @@ class ExpLR(LRScheduler):
             settings: [p for i in indices for p in groups[i]["params"] if trains(p)] for settings, indices in alike.items()
         }
         decayed = [p for part in members.values() for p in part]
+        unused = {id(norms.parameters[name]) for name in norms.report.unused}
+        used = [p for p in decayed if id(p) not in unused]
         names = [name for part in members.values() for name in norms.report.largest_part(part)]
-        if decayed and not names and not any(group.get("scale_invariant") for group in groups):
-            norms.report.norm_degrees(norms.report.largest_part(decayed, statistics=False))  # which say why not
-            norms.choose([decayed])
+        if used and not names and not any(group.get("scale_invariant") for group in groups):
+            norms.report.norm_degrees(norms.report.largest_part(used, statistics=False))  # which say why not
+            norms.choose([used])
             raise ExplrError(_JOINT)
         chosen = {id(norms.parameters[name]) for name in names}
         for index in [index for indices in alike.values() for index in indices]:
@@ -242,9 +246,12 @@ class ExpLR(LRScheduler):
         rest = [name for name, p in norms.parameters.items() if id(p) in {*map(id, decayed)} - chosen]
         if rest:
             share = sum(norms.parameters[name].numel() for name in names) / sum(p.numel() for p in decayed)
+            idle = [name for name in rest if name in norms.report.unused]
+            kept = ([name for name in rest if name not in idle], ""), (idle, " (not used by what the model returns)")
             self.summary = (
                 f"ExpLR: {len(names)} of {len(decayed)} tensors ({100 * share:.1f} % of the weights that decay) convert; "
-                f"{few(rest)} {'keep their' if len(rest) > 1 else 'keeps its'} weight decay."
+                + "; ".join(f"{few(n)} {'keep their' if len(n) > 1 else 'keeps its'} weight decay{why}" for n, why in kept if n)
+                + "."
             )
 
     @property

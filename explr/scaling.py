@@ -10,6 +10,7 @@ import torch
 
 from explr.errors import ExplrError
 from explr.groups import converts, family_of, own_rates, trains, write
+from explr.invariance.tables import few
 from explr.optim import ExpLR, grown_under_another
 from explr.symmetry import Norms, largest_buffer, scale_weights, unwrapped
 from explr.watching import has_explr
@@ -63,6 +64,12 @@ def rescale(
         raise ExplrError("no group of the optimizer that converts has a parameter that trains: there is nothing to rescale.")
     norms = Norms(model, example_inputs or None, **kwargs)
     norms.choose(weights)
+    unmarked = {id(p) for group in groups if "scale_invariant" not in group for p in group["params"]}
+    if unused := [name for name in norms.report.unused if id(norms.parameters[name]) in unmarked]:
+        raise ExplrError(
+            f"what the model returns does not depend on {few(unused)}, so nothing says what the loss makes of another scale: "
+            "put it into a group marked scale_invariant=False, or give example_inputs, what training calls the model with."
+        )
     every = [p for group in weights for p in group]
     largest = max(float(p.detach().abs().max()) * factor for p in every)
     ranges = [torch.finfo(p.dtype) for p in every]

@@ -347,6 +347,86 @@ def test_after_an_update_that_was_wrong_there_is_no_other():
             call()
 
 
+class Beside(nn.Module):
+    """Has parameters on which what it returns, as it is called by default, does not depend."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten()
+        self.body, self.head, self.second = nn.Sequential(*layers), nn.Linear(4 * 8 * 8, 10), nn.Linear(4 * 8 * 8, 10)
+        self.temperature = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images, both=False):
+        features = self.body(images)
+        return (self.head(features), self.second(features)) if both else self.head(features)
+
+
+class Keeping(Beside):
+    """Keeps the output of its second head for the loss to read."""
+
+    def forward(self, images):
+        features = self.body(images)
+        self.kept = self.second(features)
+        return self.head(features)
+
+
+READERS = {
+    "a temperature": lambda model, images: model.temperature * model(images),
+    "a second head": lambda model, images: model(images) + model.second(model.body(images)),
+    "what is kept": lambda model, images: model(images) + model.kept,
+    "a branch that was off, and a temperature": lambda model, images: model.temperature * sum(model(images, both=True)),
+    "nothing more": lambda model, images: model(images),
+}
+
+
+def reading(reader):
+    def loop(model, optimizer, scheduler):
+        assert scheduler is None or scheduler.converted[0]
+        for images, labels in batches(12):
+            logits = READERS[reader](model, images)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            yield logits.detach()
+
+    return loop
+
+
+def beside(reader, make):
+    net = Keeping if reader == "what is kept" else Beside
+    return compare(reading(reader), make, "none", lambda: net().double(), example_inputs=(batches(1)[0][0],))
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("reader", READERS)
+def test_what_the_output_does_not_depend_on_keeps_its_decay_whatever_the_loss_reads(reader, make):
+    assert beside(reader, make) < TOLERANCE
+
+
+def test_that_check_sees_parameters_that_convert_for_no_reason(monkeypatch):
+    monkeypatch.setattr("explr.invariance.analysis.reached", lambda trace, model: {n for n, _ in model.named_parameters()})
+    assert beside("a branch that was off, and a temperature", sgd) > 1e3 * TOLERANCE
+    with pytest.raises(ExplrError, match=r"temperature, second\.weight, second\.bias had no gradient"):
+        beside("nothing more", sgd)
+
+
+def test_what_the_output_does_not_depend_on_is_named():
+    net = Beside()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net, example_inputs=(torch.randn(4, 3, 32, 32),))
+    assert scheduler.summary == (
+        "ExpLR: 1 of 6 tensors (2.1 % of the weights that decay) convert; head.weight, head.bias keep their weight decay; "
+        "temperature, second.weight, second.bias keep their weight decay (not used by what the model returns)."
+    )
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(1, 0.0), (5, 1e-2)]
+    groups = [{"params": net.body.parameters(), "weight_decay": 0.0}, {"params": [net.temperature]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
+    said = "0 of 1 tensors (0.0 % of the weights that decay) convert; temperature keeps its weight decay (not used by what the"
+    assert said in ExpLR(optimizer, model=net, example_inputs=(torch.randn(4, 3, 32, 32),)).summary
+    assert optimizer.param_groups[1]["weight_decay"] == 1e-2
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it(momentum):
     net = TwoParts().double()
