@@ -49,7 +49,7 @@ _GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weak
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
     *("rounding", "log_lr", "exponents", "rates", "in_use", "updates", "dry", "calls", "prepared", "written"),
-    "_updates_since_call",
+    *("_updates_since_call", "_train"),
 )
 
 
@@ -192,7 +192,7 @@ class ExpLR(LRScheduler):
         families = [family_of(self.optimizer, group) for group in groups]
         self.families = [type(family).__name__ for family in families]
         self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
-        self._train = [[trains(parameter) for parameter in group["params"]] for group in groups]
+        self._train = [[trains(p) for p in group["params"]] for group in groups]  # now, whatever is frozen later
         self.believed = self._read_believed()
         self.memory = [
             list(memory_of(self.optimizer, index, groups[index], family) if converted else family.start())
@@ -389,13 +389,13 @@ class ExpLR(LRScheduler):
 
         Raises:
             ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of
-                a model with other norms, or of a run with a model while this one has none.
+                a model with other norms or in which other parameters trained, or of a run with a model while this one has none.
         """
         state = check_state(state_dict, self.state_dict())
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
         try:
             if self.norms is not None:
-                self.norms.choose(self._scaled(state["converted"]))
+                self.norms.choose(self._scaled(state["converted"], state["_train"]))
             if self.scheduler is not None:
                 load_wrapped(self.scheduler, wrapped[1])
         except ExplrError:
@@ -552,10 +552,10 @@ class ExpLR(LRScheduler):
 
     def scaled_parameters(self) -> list[list[torch.Tensor]]:
         """Return the parameters that are scaled, by group."""
-        return self._scaled(self.converted)
+        return self._scaled(self.converted, self._train)
 
-    def _scaled(self, converted: list[bool]) -> list[list[torch.Tensor]]:
-        triples = zip(self.optimizer.param_groups, self._train, converted, strict=True)
+    def _scaled(self, converted: list[bool], trained: list[list[bool]]) -> list[list[torch.Tensor]]:
+        triples = zip(self.optimizer.param_groups, trained, converted, strict=True)
         return [[p for p, train in zip(g["params"], flags, strict=True) if train and c] for g, flags, c in triples]
 
     def _check_joint(self, norms: Norms) -> None:

@@ -317,6 +317,69 @@ def test_a_group_without_gradients_waits(nesterov):
     assert compare(loop, make, net=lambda: TwoParts().double()) < TOLERANCE
 
 
+def by_parts(make):
+    """Groups of their own for both parts of a network."""
+    return lambda model: make([{"params": [model.body.weight]}, {"params": [model.top.weight]}], weight_decay=1e-2)
+
+
+PARTED = {
+    "SGD": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, **o)),
+    "momentum": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, momentum=0.9, **o)),
+    "Nesterov": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, momentum=0.9, nesterov=True, **o)),
+    "AdamW": by_parts(lambda groups, **o: torch.optim.AdamW(groups, lr=0.02, **o)),
+}
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("make", PARTED)
+def test_a_group_of_its_own_may_be_frozen_and_thawed(make, zeros):
+    """With gradients of zeros, which torch takes for gradients, it goes on decaying; without any it waits."""
+
+    def freezing(model, optimizer, scheduler):
+        for index, (images, labels) in enumerate(batches(12)):
+            model.body.requires_grad_(not 4 <= index < 8)
+            logits = model(images)
+            optimizer.zero_grad(set_to_none=not zeros)
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            if scheduler and index % 3 == 2:
+                scheduler.step()
+            yield logits.detach()
+            if index == 6:
+                plain = unscale(model, scheduler) if isinstance(scheduler, ExpLR) else model
+                yield plain.body.weight.detach().clone()
+                yield evaluate(plain)
+
+    assert compare(freezing, PARTED[make], net=lambda: TwoParts().double()) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", PARTED)
+def test_a_run_with_a_frozen_group_is_resumed_where_explr_is_built_before_it_is_frozen(make):
+    def build(converted, frozen):
+        net = TwoParts().double()
+        net.body.requires_grad_(not frozen)
+        optimizer = PARTED[make](net)
+        return net, optimizer, *([ExpLR(optimizer, model=net)] if converted else [])
+
+    def resumed(converted, frozen_first=False):
+        parts = build(converted, frozen=False)
+        for index, batch in enumerate(batches(8)):
+            parts[0].body.requires_grad_(index < 5)
+            update(*parts[:2], batch)
+        saved = copy.deepcopy([part.state_dict() for part in parts])
+        parts = build(converted, frozen=frozen_first)
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+        parts[0].body.requires_grad_(False)
+        out = [update(*parts[:2], batch) for batch in batches(12)[8:]]
+        plain = unscale(parts[0], parts[2]) if converted else parts[0]
+        return [*out, plain.body.weight.detach(), evaluate(plain)]
+
+    assert max(map(deviation, resumed(False), resumed(True))) < TOLERANCE
+    with pytest.raises(ExplrError, match="build ExpLR as it was built there, and freeze after that"):
+        resumed(True, frozen_first=True)
+
+
 def test_a_parameter_without_a_gradient_beside_others_is_an_error_that_names_it():
     net = TwoParts().double()
     optimizer = sgd(net)
