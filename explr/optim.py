@@ -11,7 +11,6 @@ import copy
 import logging
 import math
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,10 +40,16 @@ from explr.invariance.tables import few
 from explr.recursions import Family, no_twin
 from explr.states import check_state, load_wrapped
 from explr.symmetry import Norms, exact_exp, scale_weights
-from explr.watching import MARK, Watch, check_even, check_untouched, has_explr, have_gradients
-
-_GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weakref.WeakKeyDictionary()
-
+from explr.watching import (
+    MARK,
+    Watch,
+    check_even,
+    check_untouched,
+    grown_under_another,
+    has_explr,
+    have_gradients,
+    note_growth,
+)
 
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
@@ -160,6 +165,7 @@ class ExpLR(LRScheduler):
             raise ExplrError("example_inputs= needs model=: they are what the network is called with.")
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self._owner = object()  # of what grows here; a copy has another one, a preview has not
         self.renormalize = model is not None if renormalize is None else renormalize
         self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
         self.norms = None if model is None else Norms(model, example_inputs)
@@ -409,7 +415,8 @@ class ExpLR(LRScheduler):
             write(self._original_groups[origin], settings)
         if self.norms is not None:
             self.norms.eps.update(eps or {})
-            _GROWN_BY[self.norms.model] = weakref.ref(self)
+        for parameters in self.scaled_parameters():
+            note_growth(parameters, self._owner)
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         self._write()
         self._write_rates()
@@ -538,6 +545,9 @@ class ExpLR(LRScheduler):
         self.updates += 1
         self.prepared = False
         if not self.dry:
+            for parameters, has in zip(self.scaled_parameters(), moved, strict=True):
+                if has:
+                    note_growth(parameters, self._owner)
             self._scale_model(scales, exponents)
 
     def _write(self) -> None:
@@ -568,12 +578,8 @@ class ExpLR(LRScheduler):
         """Refuse to go on when somebody has changed what this scheduler sets."""
         if self._broken:
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
-        if self.norms is not None and grown_under_another(self.norms.model, self):
-            raise ExplrError(
-                "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that "
-                "one; for a new run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has "
-                "grown under. One optimizer must have all parameters of a model."
-            )
+        if self.grown_under_another():
+            raise ExplrError(_GROWN_MODEL if self.norms is not None else _GROWN_WEIGHTS)
         if self._lacks_state:
             raise ExplrError(
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
@@ -590,11 +596,15 @@ class ExpLR(LRScheduler):
             memory = self.memory[index] if self.converted[index] and not self.dry else None
             check_untouched(self.optimizer, index, family, {"lr": float(lr), **others}, update, memory)
 
+    def grown_under_another(self) -> bool:
+        """Tell whether another ExpLR has scaled weights that train here, perhaps in another network; what is frozen may be."""
+        in_groups = (p for group in self.optimizer.param_groups for p in group["params"])
+        return grown_under_another(filter(trains, self.norms.parameters.values() if self.norms else in_groups), self._owner)
+
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
         """Let the model follow from the log scales and exponents before the last update to those after it."""
         if self.norms is None:
             return
-        _GROWN_BY[self.norms.model] = weakref.ref(self)
         self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
         if self.exponents != exponents:
             factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
@@ -669,16 +679,21 @@ _NOTHING = (
     "weight_decay in the optimizer, as in the run to convert, before ExpLR is built."
 )
 
+_GROWN_MODEL = (
+    "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that one; for a new "
+    "run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has grown under. One optimizer "
+    "must have all parameters of a model."
+)
+
+_GROWN_WEIGHTS = (
+    "parameters of the optimizer have grown under another ExpLR. To go on, load the state of that one; for a new run make new "
+    "parameters, of the usual size: these times its gradient_scale, group by group."
+)
+
 _JOINT = (
     "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
     "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
 )
-
-
-def grown_under_another(model: torch.nn.Module, scheduler: ExpLR) -> bool:
-    """Tell whether it was another ExpLR that has scaled this network."""
-    owner = _GROWN_BY.get(model)
-    return owner is not None and owner() is not scheduler
 
 
 def _rounded(rate: float, kept: float | torch.Tensor) -> float:

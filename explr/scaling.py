@@ -11,7 +11,7 @@ import torch
 from explr.errors import ExplrError
 from explr.groups import converts, family_of, own_rates, trains, write
 from explr.invariance.tables import few
-from explr.optim import ExpLR, grown_under_another
+from explr.optim import ExpLR
 from explr.symmetry import Norms, largest_buffer, scale_weights, unwrapped
 from explr.watching import has_explr
 
@@ -136,7 +136,7 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
     names = {id(p): name for name, p in scheduler.norms.parameters.items()}
     if {*map(id, model.parameters())} != {*names}:
         raise ExplrError("the model is not the one that the ExpLR was built with: give the one that it trains.")
-    if grown_under_another(model, scheduler):
+    if scheduler.grown_under_another():
         raise ExplrError(
             "the model has grown under another ExpLR, whose scale it has: give unscale(model, scheduler) that one."
         )

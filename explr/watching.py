@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from explr.groups import buffers_are_there, check_group, family_of, read
 from explr.invariance.tables import few
 
 MARK = "explr_update"  # in a group: the update for which ExpLR has set it
+_GROWN: dict[int, tuple[weakref.ref[torch.Tensor], object]] = {}  # parameters, by id, and who has scaled them
 
 
 class Watch:
@@ -30,6 +32,23 @@ class Watch:
                 "the ExpLR of this optimizer, which took its weight decay, is gone: keep it as long as the optimizer trains."
             )
         getattr(scheduler, self.method)()
+
+
+def note_growth(parameters: Iterable[torch.Tensor], owner: object) -> None:
+    """Remember who has scaled parameters, for as long as they live, in whatever network."""
+    for parameter in parameters:
+        key = id(parameter)
+        _GROWN[key] = weakref.ref(parameter, partial(_forget, key)), owner
+
+
+def _forget(key: int, _: Any) -> None:
+    _GROWN.pop(key, None)
+
+
+def grown_under_another(parameters: Iterable[torch.Tensor], owner: object) -> bool:
+    """Tell whether somebody else has scaled some of these parameters."""
+    found = (_GROWN.get(id(parameter)) for parameter in parameters)
+    return any(known is not None and known[1] is not owner for known in found)
 
 
 def has_explr(optimizer: torch.optim.Optimizer) -> bool:

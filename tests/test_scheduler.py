@@ -1,6 +1,7 @@
 """ExpLR on a few weights with gradients that are given: what it sets, what it says, and what it refuses, word for word."""
 
 import copy
+import gc
 import logging
 import math
 import warnings
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from explr import ExpLR, ExplrError, convert, convert_adamw, rescale
+from explr import ExpLR, ExplrError, convert, convert_adamw, rescale, unscale, watching
 from explr.watching import MARK, has_explr
 
 
@@ -775,6 +776,87 @@ def test_a_model_that_has_grown_under_another_explr_is_refused():
     second.load_state_dict(first.state_dict())
     assert net[1].eps == pytest.approx(1e-5 * math.exp(2 * second.log_scale[0]) / 4.0 ** second.exponents[0], rel=1e-13)
     assert "has grown under another ExpLR" in refusal(lambda: update(optimizer))
+
+
+def test_weights_that_have_grown_are_refused_in_another_network_unless_they_are_frozen_or_unscaled():
+    """As where a network is trained, and then its layers go into a classifier."""
+    net = network()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    first = ExpLR(optimizer, model=net)
+    update(optimizer)
+
+    def classifier(body, **options):
+        other = nn.Sequential(body[0], body[1], nn.Linear(8, 2)).double()
+        other[0].requires_grad_(options.get("trains", True))
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.5, weight_decay=0.0 if options else 0.0625)
+        return optimizer, ExpLR(optimizer, model=other)
+
+    other, second = classifier(net)
+    assert refusal(lambda: update(other)).startswith("the model has grown under another ExpLR, whose eps and statistics it has")
+    assert refusal(second.step).startswith("the model has grown under another ExpLR")
+    for body in (unscale(net, first), network()):
+        other, second = classifier(body)
+        update(other)
+        assert second.updates == 1
+    other, second = classifier(net, trains=False)
+    update(other)
+    assert second.updates == 1
+    net[0].requires_grad_(True)
+    update(optimizer)
+    assert first.updates == 2
+
+
+def test_a_copy_of_a_run_goes_on_beside_it():
+    net = network()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    runs = [(net, optimizer, ExpLR(optimizer, model=net))]
+    update(optimizer)
+    runs.append(copy.deepcopy(runs[0]))
+    for _ in range(2):
+        for _, optimizer, scheduler in runs:
+            update(optimizer)
+            scheduler.step()
+            scheduler.preview(2)
+    assert torch.equal(runs[0][0][0].weight, runs[1][0][0].weight) and runs[0][2].log_scale == runs[1][2].log_scale
+    with_the_first, another = copy.deepcopy(runs[0]), runs[1][0]
+    optimizer = torch.optim.SGD([another[0].weight], lr=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=another)
+    assert "has grown under another ExpLR" in refusal(lambda: update(optimizer))
+    del with_the_first, scheduler
+
+
+def test_weights_that_have_grown_are_refused_without_a_model_too():
+    grown, waiting = weights(2)
+    optimizer = sgd({"params": [grown]}, {"params": [waiting]})
+    first = ExpLR(optimizer)
+    update(optimizer, grown)
+    first.preview(2)
+    other = sgd({"params": [waiting]})
+    second = ExpLR(other)
+    update(other)  # it had not grown there
+    other = sgd({"params": [grown]})
+    third = ExpLR(other)
+    assert refusal(lambda: update(other)) == (
+        "parameters of the optimizer have grown under another ExpLR. To go on, load the state of that one; for a new run make "
+        "new parameters, of the usual size: these times its gradient_scale, group by group."
+    )
+    assert refusal(lambda: update(optimizer)).startswith("parameters of the optimizer have grown under another ExpLR")
+    other = sgd({"params": [nn.Parameter(grown.detach() * first.gradient_scale[0])]})
+    fourth = ExpLR(other)
+    update(other)
+    del second, third, fourth
+
+
+def test_what_has_grown_is_forgotten_with_it():
+    gc.collect()
+    before = len(watching._GROWN)
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    assert len(watching._GROWN) == before + 1
+    del optimizer, scheduler
+    gc.collect()
+    assert len(watching._GROWN) == before
 
 
 JOINT = (
