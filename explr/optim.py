@@ -580,6 +580,8 @@ class ExpLR(LRScheduler):
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
         if self.grown_under_another():
             raise ExplrError(_GROWN_MODEL if self.norms is not None else _GROWN_WEIGHTS)
+        if self.norms is not None:
+            self.norms.check_in_place()
         if self._lacks_state:
             raise ExplrError(
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "

@@ -117,6 +117,18 @@ class Norms:
         degrees = [self.report.norm_degrees(group) for group in groups]
         self._powers = {p: [(i, float(of[p])) for i, of in enumerate(degrees) if of[p]] for p in self.layers}
 
+    def check_in_place(self) -> None:
+        """Refuse to go on without a norm that is scaled, such as one that has been replaced."""
+        scaled = {path: layer for path, layer in self.layers.items() if self._powers[path]}
+        if all(_module_at(self.model, path) is layer for path, layer in scaled.items()):
+            return
+        present = {id(module) for module in self.model.modules()}  # a part may be inside a wrapper now
+        if gone := [path for path, layer in scaled.items() if id(layer) not in present]:
+            raise ExplrError(
+                f"the model has no longer {few(gone)}, which ExpLR scales with the weights: put back what was there, and "
+                "replace or convert norms (SyncBatchNorm.convert_sync_batchnorm) before ExpLR is built."
+            )
+
     def _why_not(self, chosen: Iterable[Tensor]) -> str:
         """Say what is in the way of scaling these parameters, and what would mend it."""
         own = {id(parameter) for parameter in chosen}
@@ -141,8 +153,8 @@ class Norms:
         """Return the same for a copy of the network."""
         other = copy.copy(self)
         other.model = model
-        modules = dict(model.named_modules())
-        other.layers = {path: modules[path] for path in self.layers}
+        copies = {id(ours): theirs for ours, theirs in zip(self.model.modules(), model.modules(), strict=True)}
+        other.layers = {path: copies[id(layer)] for path, layer in self.layers.items() if id(layer) in copies}
         return other
 
     def largest_statistic(self, factors: Sequence[float]) -> float:
@@ -193,6 +205,14 @@ class Norms:
 
     def _factor(self, path: str, factors: Sequence[float]) -> float:
         return math.prod(factors[index] ** power for index, power in self._powers[path])
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """Return a module by its path, faster than torch does."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def exact_exp(power: float, exponent: int = 0) -> float:

@@ -634,6 +634,25 @@ def test_unscaling_needs_to_know_the_model():
         unscale(other, ExpLR(optimizer))
 
 
+def with_weight_norm():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(3072, 8)), nn.ReLU(), nn.Linear(8, 10))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("build", [Keeping, with_weight_norm])
+def test_a_network_that_keeps_tensors_of_a_graph_is_unscaled(build):
+    def unscaling(model, optimizer, scheduler):
+        for batch in batches(8):
+            update(model, optimizer, batch)
+            model.many = [model(batch[0])]  # in a graph, and in a list
+            plain = unscale(model, scheduler) if isinstance(scheduler, ExpLR) else model
+            yield evaluate(plain)
+            assert plain is model or (torch.equal(plain.many[0], model.many[0]) and plain.many[0].is_leaf)
+
+    assert compare(unscaling, net=lambda: build().double(), example_inputs=(batches(1)[0][0],)) < TOLERANCE
+
+
 def test_a_checkpoint_of_the_script_as_it_was_goes_on_under_explr():
     """Load it, then build ExpLR; a checkpoint of ExpLR resumes the other way round, since the groups are split by then."""
 

@@ -859,6 +859,42 @@ def test_what_has_grown_is_forgotten_with_it():
     assert len(watching._GROWN) == before
 
 
+def put(net, index, layer):
+    net[index] = layer
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda net: put(net, 2, nn.BatchNorm1d(8, affine=False)),
+        lambda net: put(net, 2, nn.Identity()),
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+    ],
+)
+def test_a_norm_that_is_replaced_is_missed(replace):
+    layers = nn.BatchNorm1d(5, affine=False), nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False)
+    net = nn.Sequential(*layers, nn.Linear(8, 3).requires_grad_(False))
+    optimizer = torch.optim.SGD([net[1].weight], lr=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=net)
+    update(optimizer)
+    put(net, 0, nn.BatchNorm1d(5, affine=False))  # nothing that scales goes into this one
+    put(net, 1, nn.Sequential(net[1]))
+    put(net, 2, nn.Sequential(net[2]))
+    update(optimizer)
+    unscale(net, scheduler)
+    put(net, 1, layers[1])
+    put(net, 2, layers[2])
+    replace(net)
+    for call in (scheduler.step, lambda: update(optimizer), lambda: unscale(net, scheduler)):
+        assert refusal(call) == (
+            "the model has no longer 2, which ExpLR scales with the weights: put back what was there, and replace or convert "
+            "norms (SyncBatchNorm.convert_sync_batchnorm) before ExpLR is built."
+        )
+    put(net, 2, layers[2])
+    update(optimizer)
+    assert scheduler.updates == 3
+
+
 JOINT = (
     "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
     "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
