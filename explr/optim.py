@@ -225,7 +225,8 @@ class ExpLR(LRScheduler):
     def _set_apart(self, norms: Norms) -> None:
         """Move the parameters in which the model is not scale-invariant to groups that keep their weight decay."""
         groups = self.optimizer.param_groups
-        norms.check_own(filter(trains, group["params"]) for group in groups)
+        decaying = [group for group in groups if converts(group) and float(group["weight_decay"]) > 0.0]
+        norms.check_own(filter(trains, group["params"]) for group in decaying)
         alike: dict[tuple[float, ...], list[int]] = {}  # groups that may be scaled together
         for index, group in enumerate(groups):
             if "scale_invariant" not in group and float(group["weight_decay"]) > 0.0:

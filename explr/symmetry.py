@@ -101,7 +101,10 @@ class Norms:
         """Refuse parameters that are not the model's."""
         own = {id(parameter) for parameter in self.parameters.values()}
         if not all(id(parameter) in own for group in groups for parameter in group):
-            raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
+            raise ExplrError(
+                "the optimizer has parameters that the model has not: give the model that it trains, or put the others, such "
+                "as those of a loss, into a group of their own, marked scale_invariant=False."
+            )
 
     def choose(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Take the sets of parameters that will be scaled, each by a factor of its own.

@@ -490,6 +490,34 @@ def test_what_the_output_does_not_depend_on_is_named():
     assert optimizer.param_groups[1]["weight_decay"] == 1e-2
 
 
+class ScaledLoss(nn.Module):
+    """A network and a loss with a parameter of its own, which is none of the network's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.scale = TwoParts().double(), nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+    def forward(self, images):
+        return self.scale * self.body(images)
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"scale_invariant": False}])
+def test_parameters_of_the_loss_are_let_be_in_a_group_that_does_not_convert(options):
+    outs = []
+    for converted in (False, True):
+        both = ScaledLoss()
+        groups = [{"params": both.body.parameters()}, {"params": [both.scale], **options}]
+        optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-2)
+        scheduler = ExpLR(optimizer, model=both.body) if converted else None
+        outs.append([update(both, optimizer, batch) for batch in batches(12)])
+        plain = unscale(both.body, scheduler) if converted else both.body
+        outs[-1] += [evaluate(plain), both.scale.detach()]
+    assert max(map(deviation, *outs)) < TOLERANCE
+    both = ScaledLoss()
+    with pytest.raises(ExplrError, match="into a group of their own, marked scale_invariant=False"):
+        ExpLR(torch.optim.SGD(both.parameters(), lr=0.2, weight_decay=1e-2), model=both.body)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_parameter_that_is_unfrozen_is_an_error_that_names_it(momentum):
     net = TwoParts().double()

@@ -166,8 +166,10 @@ def test_parameters_of_another_model_are_refused():
         for refuse in (norms.check_own, norms.choose):
             with pytest.raises(ExplrError) as caught:
                 refuse(groups)
-            said = "the optimizer has parameters that the model has not: give the model that it trains."
-            assert str(caught.value) == said
+            assert str(caught.value) == (
+                "the optimizer has parameters that the model has not: give the model that it trains, or put the others, such "
+                "as those of a loss, into a group of their own, marked scale_invariant=False."
+            )
 
 
 def test_a_model_that_is_not_invariant_is_refused_with_all_reasons():
