@@ -90,10 +90,11 @@ class Norms:
         fixed += [approximation.path or "the model" for approximation in self.report.approximations]
         fixed += [p for p, m in self.layers.items() if "batch" in self.report.norms[p].kind and not hasattr(m, "running_mean")]
         if fixed:
+            without = any(isinstance(modules.get(path), nn.RMSNorm) for path in fixed)  # one that has an eps is not among them
             warnings.warn(
                 f"the eps or the statistics of {', '.join(fixed)} are not where norms of torch.nn have them, and cannot follow "
                 "the weights: the equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of "
-                "torch.nn.",
+                f"torch.nn{', and give nn.RMSNorm an eps (by default it has none)' * without}.",
                 stacklevel=4,
             )
 

@@ -124,7 +124,8 @@ def check_untouched(
     if update is not None and found["weight_decay"]:
         raise ExplrError(
             f"parameter group {index} has weight_decay={found['weight_decay']} again, after ExpLR took it: "
-            "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
+            "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded. If your loop sets it, "
+            "let the step() of an object do so that ExpLR wraps, ExpLR(optimizer, object)."
         )
     if update is not None and group.get(MARK) != update:
         raise ExplrError(
@@ -142,4 +143,11 @@ def check_untouched(
                 f"the {'learning rate' if name == 'lr' else name} of parameter group {index} is {value:g}, not "
                 f"{settings[name]:g} as ExpLR set it. A second scheduler, a finder of learning rates or a callback for weight "
                 "averaging may have changed it: wrap the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
+                f"{_SET_BY_HAND * (name == 'lr')}"
             )
+
+
+_SET_BY_HAND = (
+    " If your loop sets it, give the function to LambdaLR: ExpLR(optimizer, LambdaLR(optimizer, f)), where f(step) is the "
+    "factor of the first rate."
+)

@@ -217,6 +217,18 @@ def test_an_eps_that_cannot_follow_is_named_in_a_warning(norm, name):
     ]
 
 
+def test_an_rms_norm_has_no_eps_unless_it_is_given_one():
+    nets = [nn.Sequential(nn.Linear(5, 8, bias=False), nn.RMSNorm(8, **options)) for options in ({}, {"eps": 1e-6})]
+    with pytest.warns(UserWarning) as caught:
+        for net in nets:
+            Norms(net, [torch.ones(4, 5)])
+    assert [str(warning.message) for warning in caught] == [
+        "the eps or the statistics of 1 are not where norms of torch.nn have them, and cannot follow the weights: the "
+        "equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of torch.nn, and give "
+        "nn.RMSNorm an eps (by default it has none)."
+    ]
+
+
 def test_all_that_cannot_follow_are_named():
     net = nn.Sequential(nn.Linear(5, 8, bias=False), BatchOnly(), nn.Linear(8, 8, bias=False), BatchOnly())
     with pytest.warns(UserWarning, match="statistics of 1, 3 are not where"):
