@@ -104,7 +104,7 @@ class ExpLR(LRScheduler):
             left out for a network that begins with a convolution or a linear layer and takes images of 32x32 pixels, or
             vectors.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
-            it at every so many calls.
+            it at every so many calls. Without a scheduler it is refused.
 
     Attributes:
         believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
@@ -163,11 +163,16 @@ class ExpLR(LRScheduler):
             raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
         if example_inputs is not None and model is None:
             raise ExplrError("example_inputs= needs model=: they are what the network is called with.")
+        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
+        if self.steps_per_epoch is not None and scheduler is None:
+            raise ExplrError(
+                f"steps_per_epoch={self.steps_per_epoch} is for a scheduler that counts epochs, and none is wrapped: give one, "
+                "ExpLR(optimizer, scheduler, ...), or leave steps_per_epoch out."
+            )
         self.optimizer = optimizer
         self.scheduler = scheduler
         self._owner = object()  # of what grows here; a copy has another one, a preview has not
         self.renormalize = model is not None if renormalize is None else renormalize
-        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
         self.norms = None if model is None else Norms(model, example_inputs)
         before = [(group, dict(group)) for group in optimizer.param_groups]
         try:
@@ -307,23 +312,45 @@ class ExpLR(LRScheduler):
         self._prepare()
         self._write_rates()
 
-    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float | str = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    ) -> torch.Tensor:
         """Clip the gradients as ``torch.nn.utils.clip_grad_norm_`` would in the run with weight decay; call it in its place.
 
         There a gradient is ``1 / gradient_scale`` times as long, and it is that length which the threshold is meant for.
 
         Args:
-            max_norm: the largest norm of all gradients of the optimizer together, in the run with weight decay.
-            norm_type: which norm, such as ``math.inf``.
+            max_norm: the largest norm of all gradients of the optimizer together, as long as in the run with weight decay: the
+                threshold of the script as it was.
+            norm_type: which norm, such as ``math.inf`` or ``"inf"``.
+            error_if_nonfinite: whether to raise, and clip nothing, when the norm is infinite or no number.
+            foreach: taken because torch's function takes it; the result is the same.
 
         Returns:
-            The norm before clipping, in the run with weight decay.
+            The norm before clipping, in the run with weight decay; a tensor of one number.
+
+        Raises:
+            ExplrError: for a norm that is not finite, with ``error_if_nonfinite=True``.
+
+        >>> weights = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([{"params": [weights], "scale_invariant": True}], lr=0.1, weight_decay=5e-4)
+        >>> scheduler = ExpLR(optimizer)
+        >>> weights.grad = torch.tensor([3.0, 4.0])
+        >>> scheduler.clip_grad_norm_(1.0), weights.grad
+        (tensor(5.), tensor([0.6000, 0.8000]))
         """
+        del foreach
+        norm_type = float(norm_type)
         pairs = zip(self.optimizer.param_groups, self.gradient_scale, strict=True)
         scaled = [(p.grad, scale) for group, scale in pairs for p in group["params"] if p.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, norm_type) / scale for gradient, scale in scaled]
         norms = [norm.to(norms[0].device) for norm in norms] or [torch.zeros(())]
         total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+        if error_if_nonfinite and not torch.isfinite(total):
+            raise ExplrError(
+                f"the norm of order {norm_type:g} of the gradients is {float(total)}, so they cannot be clipped: leave out "
+                "this update, or error_if_nonfinite=True."
+            )
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as torch has it
         for gradient, _ in scaled:
             gradient.mul_(factor.to(gradient.device))
@@ -446,7 +473,7 @@ class ExpLR(LRScheduler):
                 f"{self._updates_since_call} since the last call: leave it out where step() is called once an epoch."
             )
         self.calls += 1
-        return self.scheduler is not None and self.calls % self.steps_per_epoch == 0
+        return self.calls % self.steps_per_epoch == 0
 
     def _move(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let the wrapped scheduler act on the groups and hyper-parameters that it believes in."""

@@ -266,6 +266,29 @@ def test_gradients_are_clipped_at_the_length_that_they_have_with_weight_decay():
     assert float(scheduler.clip_grad_norm_(1.0)) == 0.0
 
 
+def test_clipping_takes_what_torch_s_takes():
+    (weight,) = weights()
+    optimizer = sgd({"params": [weight]})
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    scale = scheduler.gradient_scale[0]
+    given = torch.tensor([3.0, -4.0]).double()
+    for options in (("inf",), (2.0, True), (1.0, False, True), (3, True, False), (0.0,), (-math.inf,)):
+        plain = nn.Parameter(weight.detach())
+        plain.grad, weight.grad = given.clone(), scale * given
+        expected = nn.utils.clip_grad_norm_([plain], 0.5, *options)
+        torch.testing.assert_close(scheduler.clip_grad_norm_(0.5, *options), expected, rtol=1e-13, atol=0)
+        torch.testing.assert_close(weight.grad, scale * plain.grad, rtol=1e-13, atol=0)
+    for value in (math.nan, math.inf):
+        weight.grad = torch.tensor([1.0, value]).double()
+        assert refusal(lambda: scheduler.clip_grad_norm_(0.5, error_if_nonfinite=True, foreach=False)) == (
+            f"the norm of order 2 of the gradients is {value}, so they cannot be clipped: leave out this update, or "
+            "error_if_nonfinite=True."
+        )
+        assert float(weight.grad[0]) == 1.0
+        assert not math.isfinite(scheduler.clip_grad_norm_(0.5, error_if_nonfinite=False))
+
+
 @pytest.mark.parametrize("updates_per_step, taken", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 def test_a_preview_knows_after_how_many_updates_the_loop_steps(updates_per_step, taken):
     optimizer = sgd()
@@ -398,6 +421,11 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
         (lambda: ExpLR(sgd(), steps_per_epoch=0), "steps_per_epoch=0 must be a number of steps, >= 1."),
         (lambda: ExpLR(sgd(), steps_per_epoch="1"), "steps_per_epoch='1' must be a number of steps, >= 1."),
         (
+            lambda: ExpLR(sgd(), steps_per_epoch=5),
+            "steps_per_epoch=5 is for a scheduler that counts epochs, and none is wrapped: give one, ExpLR(optimizer, "
+            "scheduler, ...), or leave steps_per_epoch out.",
+        ),
+        (
             lambda: ExpLR(sgd(), 3),
             "scheduler=3 is not a learning-rate scheduler: give the network as model=, wrap a function in LambdaLR, and "
             "several schedulers in SequentialLR or ChainedScheduler.",
@@ -467,7 +495,7 @@ def test_a_run_under_way_begins_with_what_its_buffers_remember():
     for _ in range(3):
         update(optimizer)
     assert ExpLR(optimizer).memory == [[1.0, 1.0, 0.0, 3.0]]
-    assert ExpLR(adamw(), steps_per_epoch=1).memory == [[1.0, 1.0, 0.0, 0.0]]
+    assert ExpLR(adamw()).memory == [[1.0, 1.0, 0.0, 0.0]]
 
 
 def test_a_constant_rate_at_its_bound_is_taken():
