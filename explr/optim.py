@@ -80,7 +80,8 @@ class ExpLR(LRScheduler):
     - ReduceLROnPlateau: ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``.
     - Hugging Face Trainer: ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default.
     - timm's schedulers: ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before.
-    - Parts that train at times: a parameter group for each.
+    - Parts that train at times, or are frozen later: a parameter group for each.
+    - SyncBatchNorm, and whatever else replaces a norm: convert the model before ExpLR is built.
     - A script's old checkpoint: load it before ExpLR is built; one of ExpLR after.
 
     Args:
@@ -91,13 +92,13 @@ class ExpLR(LRScheduler):
         scheduler: any torch scheduler of the same optimizer, or one of timm; it goes on believing in the original
             hyper-parameters and groups, and may move any of them. Without one they are constant.
         model: the network, in training mode. :func:`~explr.invariance.analysis.scale_invariance` finds the weights in which it
-            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. So
-            are those on which what the model returns does not depend: a loss that reads them is out of its sight. A line to the
-            logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the weights, so
-            that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken on trust,
-            with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as eps is
-            negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again: leave
-            it out there.)
+            is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
+            line to the logger ``explr`` says which (``summary``). The loss must depend on the weights that convert through what
+            the model returns; those on which this does not depend, such as a temperature that the loss reads, do not convert.
+            Eps and running statistics of the norms are scaled with the weights, so that the equivalence is exact at any eps and
+            in eval mode too. Without a model scale invariance is taken on trust, with a warning for groups that are not marked
+            ``scale_invariant=True``, and the equivalence is as good as eps is negligible. (The eps changes at every step, so a
+            model under torch.compile would be compiled again and again: leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
         example_inputs: what the model is called with in training, flags included, as a tuple or, by name, a dictionary. May be
@@ -118,7 +119,8 @@ class ExpLR(LRScheduler):
     Raises:
         ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
             activations or, with AdamW, the square of the weights' growth leaves the range of the parameters' dtype; when some
-            parameters of a group had no gradient; after somebody else has set what ExpLR sets.
+            parameters of a group had no gradient; after somebody else has set what ExpLR sets, replaced a norm that it scales,
+            or scaled the weights.
 
     >>> weights = torch.nn.Parameter(torch.ones(3))
     >>> group = {"params": [weights], "scale_invariant": True}

@@ -33,13 +33,14 @@ def rescale(
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
         optimizer: its torch.optim.SGD or torch.optim.AdamW.
         factor: c > 0. A power of two changes no bit of the functions.
-        example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
-            convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+        example_inputs: what the model is called with in training, to find the degrees. May be left out for a network that
+            begins with a convolution or a linear layer and takes images of 32x32 pixels, or vectors.
         kwargs: what it is called with by name.
 
     Raises:
-        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
-            scale-invariant in its parameters, or a number would leave its range. Nothing has changed then.
+        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, the network is not
+            scale-invariant in its parameters, or what it returns does not depend on some of them, or a number would leave its
+            range. Nothing has changed then.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))

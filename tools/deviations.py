@@ -111,7 +111,7 @@ weight moved to the next number, up or down, at every step: what training makes 
 switch a single ReLU, which moves the logits by a thousandth to some hundredths: in some rows of the twin, in others of the
 control.
 
-Measured with torch {made["torch"]}, Python {made["python"]}, on a {made["machine"]} CPU.
+Measured with torch {made["torch"]}, Python {made["python"]}, on an {made["machine"]} CPU.
 
 | optimizer | norm | float64, training | eval | control | float32, training | eval | control |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |

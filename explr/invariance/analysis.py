@@ -48,12 +48,12 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
-        example_inputs: what ``model`` is called with; a batch of two or more where it has batch normalisation.
+        example_inputs: what ``model`` is called with in training; a batch of two or more where it has batch normalisation.
         verify: whether to hold the proof against numbers, where it finds something to scale: forward passes of a copy in
             float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
             raised as a bug of explr; one that they cannot be asked about, as of a network too large to be copied, is returned,
             and the report says so.
-        kwargs: what it is called with by name: a network of Hugging Face's needs ``use_cache=False``.
+        kwargs: what it is called with by name, flags included: a network of Hugging Face's needs ``use_cache=False``.
 
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
