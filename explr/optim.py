@@ -608,15 +608,15 @@ class ExpLR(LRScheduler):
         """Refuse to go on when somebody has changed what this scheduler sets."""
         if self._broken:
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
-        if self.grown_under_another():
-            raise ExplrError(_GROWN_MODEL if self.norms is not None else _GROWN_WEIGHTS)
-        if self.norms is not None:
-            self.norms.check_in_place()
         if self._lacks_state:
             raise ExplrError(
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
                 "scheduler.load_state_dict(...)."
             )
+        if self.grown_under_another():
+            raise ExplrError(_GROWN_MODEL if self.norms is not None else _GROWN_WEIGHTS)
+        if self.norms is not None:
+            self.norms.check_in_place()
         groups = self.optimizer.param_groups
         if len(groups) != len(self.families):
             raise ExplrError(

@@ -834,6 +834,7 @@ def test_weights_that_have_grown_are_refused_in_another_network_unless_they_are_
     assert first.updates == 2
 
 
+@pytest.mark.filterwarnings("ignore:Seems like .optimizer.step")  # torch looks for marks of its own, which a copy has not
 def test_a_copy_of_a_run_goes_on_beside_it():
     net = network()
     optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)

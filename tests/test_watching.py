@@ -162,8 +162,9 @@ def test_gradients_for_a_part_of_a_group_are_refused_and_what_has_none_is_named(
     said = f"in update 1 of parameter group 0 parameter 1 of shape (2,) had no gradient{UNEVEN}"
     assert refusal(lambda: update(optimizer, first)) == said
     assert scheduler.updates == 1
-    frozen = weights()[0].requires_grad_(False)
-    optimizer = sgd({"params": weights(), "scale_invariant": False}, {"params": [first, frozen]})
+    trained, frozen = weights(2)
+    frozen.requires_grad_(False)
+    optimizer = sgd({"params": weights(), "scale_invariant": False}, {"params": [trained, frozen]})
     scheduler = ExpLR(optimizer)
     update(optimizer)
     frozen.requires_grad_(True)
