@@ -154,11 +154,11 @@ def split(group: Group, chosen: set[int]) -> Group | None:
 
 
 def buffers_are_there(optimizer: torch.optim.Optimizer, group: Group, family: Family) -> bool:
-    """Tell whether the optimizer still has what it keeps of earlier gradients, of any parameter of a group."""
+    """Tell whether the optimizer still has what it keeps of earlier gradients, of any parameter of a group, frozen or not."""
     if not isinstance(family, AdamW) and not group["momentum"]:
         return True
     name = "exp_avg" if isinstance(family, AdamW) else "momentum_buffer"
-    return any(optimizer.state.get(parameter, {}).get(name) is not None for parameter in filter(trains, group["params"]))
+    return any(optimizer.state.get(parameter, {}).get(name) is not None for parameter in group["params"])
 
 
 def check_loaded(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

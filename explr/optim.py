@@ -11,7 +11,6 @@ import copy
 import logging
 import math
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,15 +40,21 @@ from explr.invariance.tables import few
 from explr.recursions import Family, no_twin
 from explr.states import check_state, load_wrapped
 from explr.symmetry import Norms, exact_exp, scale_weights
-from explr.watching import MARK, Watch, check_even, check_untouched, has_explr, have_gradients
-
-_GROWN_BY: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[ExpLR]] = weakref.WeakKeyDictionary()
-
+from explr.watching import (
+    MARK,
+    Watch,
+    check_even,
+    check_untouched,
+    grown_under_another,
+    has_explr,
+    have_gradients,
+    note_growth,
+)
 
 _STATE = (
     *("last_epoch", "_step_count", "_last_lr", "families", "converted", "believed", "memory", "after", "shares", "log_scale"),
     *("rounding", "log_lr", "exponents", "rates", "in_use", "updates", "dry", "calls", "prepared", "written"),
-    "_updates_since_call",
+    *("_updates_since_call", "_train"),
 )
 
 
@@ -75,7 +80,8 @@ class ExpLR(LRScheduler):
     - ReduceLROnPlateau: ``scheduler.step(metric)``; in Lightning with ``"reduce_on_plateau": True``.
     - Hugging Face Trainer: ``optimizers=(optimizer, scheduler)``, and ``max_grad_norm=0``: it clips by default.
     - timm's schedulers: ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before.
-    - Parts that train at times: a parameter group for each.
+    - Parts that train at times, or are frozen later: a parameter group for each.
+    - SyncBatchNorm, and whatever else replaces a norm: convert the model before ExpLR is built.
     - A script's old checkpoint: load it before ExpLR is built; one of ExpLR after.
 
     Args:
@@ -87,17 +93,19 @@ class ExpLR(LRScheduler):
             hyper-parameters and groups, and may move any of them. Without one they are constant.
         model: the network, in training mode. :func:`~explr.invariance.analysis.scale_invariance` finds the weights in which it
             is scale-invariant; the others are moved to groups of their own, which keep weight decay and the schedule's rate. A
-            line to the logger ``explr`` says which (``summary``). Eps and running statistics of the norms are scaled with the
-            weights, so that the equivalence is exact at any eps and in eval mode too. Without a model scale invariance is taken
-            on trust, with a warning for groups that are not marked ``scale_invariant=True``, and the equivalence is as good as
-            eps is negligible. (The eps changes at every step, so a model under torch.compile would be compiled again and again:
-            leave it out there.)
+            line to the logger ``explr`` says which (``summary``). The loss must depend on the weights that convert through what
+            the model returns; those on which this does not depend, such as a temperature that the loss reads, do not convert.
+            Eps and running statistics of the norms are scaled with the weights, so that the equivalence is exact at any eps and
+            in eval mode too. Without a model scale invariance is taken on trust, with a warning for groups that are not marked
+            ``scale_invariant=True``, and the equivalence is as good as eps is negligible. (The eps changes at every step, so a
+            model under torch.compile would be compiled again and again: leave it out there.)
         renormalize: with ``model``, keep the weights within a factor of two of their size under weight decay, by powers of
             two: not a bit of the functions changes, and the run never overflows. Default: if there is a model.
-        example_inputs: what the model is called with, as a tuple or, by name, a dictionary. May be left out for a network that
-            begins with a convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+        example_inputs: what the model is called with in training, flags included, as a tuple or, by name, a dictionary. May be
+            left out for a network that begins with a convolution or a linear layer and takes images of 32x32 pixels, or
+            vectors.
         steps_per_epoch: for a wrapped scheduler that counts epochs in a loop that calls :meth:`step` after every update: move
-            it at every so many calls.
+            it at every so many calls. Without a scheduler it is refused.
 
     Attributes:
         believed: the hyper-parameters of the run with weight decay at the coming step, one dictionary per parameter group.
@@ -111,7 +119,8 @@ class ExpLR(LRScheduler):
     Raises:
         ExplrError: for an optimizer or a step that has no exact counterpart; before a learning rate, the variance of
             activations or, with AdamW, the square of the weights' growth leaves the range of the parameters' dtype; when some
-            parameters of a group had no gradient; after somebody else has set what ExpLR sets.
+            parameters of a group had no gradient; after somebody else has set what ExpLR sets, replaced a norm that it scales,
+            or scaled the weights.
 
     >>> weights = torch.nn.Parameter(torch.ones(3))
     >>> group = {"params": [weights], "scale_invariant": True}
@@ -156,10 +165,16 @@ class ExpLR(LRScheduler):
             raise ExplrError("renormalize=True needs model=: its running statistics must be rescaled with the weights.")
         if example_inputs is not None and model is None:
             raise ExplrError("example_inputs= needs model=: they are what the network is called with.")
+        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
+        if self.steps_per_epoch is not None and scheduler is None:
+            raise ExplrError(
+                f"steps_per_epoch={self.steps_per_epoch} is for a scheduler that counts epochs, and none is wrapped: give one, "
+                "ExpLR(optimizer, scheduler, ...), or leave steps_per_epoch out."
+            )
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self._owner = object()  # of what grows here; a copy has another one, a preview has not
         self.renormalize = model is not None if renormalize is None else renormalize
-        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch)
         self.norms = None if model is None else Norms(model, example_inputs)
         before = [(group, dict(group)) for group in optimizer.param_groups]
         try:
@@ -190,7 +205,7 @@ class ExpLR(LRScheduler):
         families = [family_of(self.optimizer, group) for group in groups]
         self.families = [type(family).__name__ for family in families]
         self.converted = [converts(group) and float(group["weight_decay"]) > 0.0 for group in groups]
-        self._train = [[trains(parameter) for parameter in group["params"]] for group in groups]
+        self._train = [[trains(p) for p in group["params"]] for group in groups]  # now, whatever is frozen later
         self.believed = self._read_believed()
         self.memory = [
             list(memory_of(self.optimizer, index, groups[index], family) if converted else family.start())
@@ -217,7 +232,8 @@ class ExpLR(LRScheduler):
     def _set_apart(self, norms: Norms) -> None:
         """Move the parameters in which the model is not scale-invariant to groups that keep their weight decay."""
         groups = self.optimizer.param_groups
-        norms.check_own(filter(trains, group["params"]) for group in groups)
+        decaying = [group for group in groups if converts(group) and float(group["weight_decay"]) > 0.0]
+        norms.check_own(filter(trains, group["params"]) for group in decaying)
         alike: dict[tuple[float, ...], list[int]] = {}  # groups that may be scaled together
         for index, group in enumerate(groups):
             if "scale_invariant" not in group and float(group["weight_decay"]) > 0.0:
@@ -228,10 +244,12 @@ class ExpLR(LRScheduler):
             settings: [p for i in indices for p in groups[i]["params"] if trains(p)] for settings, indices in alike.items()
         }
         decayed = [p for part in members.values() for p in part]
+        unused = {id(norms.parameters[name]) for name in norms.report.unused}
+        used = [p for p in decayed if id(p) not in unused]
         names = [name for part in members.values() for name in norms.report.largest_part(part)]
-        if decayed and not names and not any(group.get("scale_invariant") for group in groups):
-            norms.report.norm_degrees(norms.report.largest_part(decayed, statistics=False))  # which say why not
-            norms.choose([decayed])
+        if used and not names and not any(group.get("scale_invariant") for group in groups):
+            norms.report.norm_degrees(norms.report.largest_part(used, statistics=False))  # which say why not
+            norms.choose([used])
             raise ExplrError(_JOINT)
         chosen = {id(norms.parameters[name]) for name in names}
         for index in [index for indices in alike.values() for index in indices]:
@@ -242,9 +260,12 @@ class ExpLR(LRScheduler):
         rest = [name for name, p in norms.parameters.items() if id(p) in {*map(id, decayed)} - chosen]
         if rest:
             share = sum(norms.parameters[name].numel() for name in names) / sum(p.numel() for p in decayed)
+            idle = [name for name in rest if name in norms.report.unused]
+            kept = ([name for name in rest if name not in idle], ""), (idle, " (not used by what the model returns)")
             self.summary = (
                 f"ExpLR: {len(names)} of {len(decayed)} tensors ({100 * share:.1f} % of the weights that decay) convert; "
-                f"{few(rest)} {'keep their' if len(rest) > 1 else 'keeps its'} weight decay."
+                + "; ".join(f"{few(n)} {'keep their' if len(n) > 1 else 'keeps its'} weight decay{why}" for n, why in kept if n)
+                + "."
             )
 
     @property
@@ -293,23 +314,45 @@ class ExpLR(LRScheduler):
         self._prepare()
         self._write_rates()
 
-    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float | str = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    ) -> torch.Tensor:
         """Clip the gradients as ``torch.nn.utils.clip_grad_norm_`` would in the run with weight decay; call it in its place.
 
         There a gradient is ``1 / gradient_scale`` times as long, and it is that length which the threshold is meant for.
 
         Args:
-            max_norm: the largest norm of all gradients of the optimizer together, in the run with weight decay.
-            norm_type: which norm, such as ``math.inf``.
+            max_norm: the largest norm of all gradients of the optimizer together, as long as in the run with weight decay: the
+                threshold of the script as it was.
+            norm_type: which norm, such as ``math.inf`` or ``"inf"``.
+            error_if_nonfinite: whether to raise, and clip nothing, when the norm is infinite or no number.
+            foreach: taken because torch's function takes it; the result is the same.
 
         Returns:
-            The norm before clipping, in the run with weight decay.
+            The norm before clipping, in the run with weight decay; a tensor of one number.
+
+        Raises:
+            ExplrError: for a norm that is not finite, with ``error_if_nonfinite=True``.
+
+        >>> weights = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([{"params": [weights], "scale_invariant": True}], lr=0.1, weight_decay=5e-4)
+        >>> scheduler = ExpLR(optimizer)
+        >>> weights.grad = torch.tensor([3.0, 4.0])
+        >>> scheduler.clip_grad_norm_(1.0), weights.grad
+        (tensor(5.), tensor([0.6000, 0.8000]))
         """
+        del foreach
+        norm_type = float(norm_type)
         pairs = zip(self.optimizer.param_groups, self.gradient_scale, strict=True)
         scaled = [(p.grad, scale) for group, scale in pairs for p in group["params"] if p.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, norm_type) / scale for gradient, scale in scaled]
         norms = [norm.to(norms[0].device) for norm in norms] or [torch.zeros(())]
         total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+        if error_if_nonfinite and not torch.isfinite(total):
+            raise ExplrError(
+                f"the norm of order {norm_type:g} of the gradients is {float(total)}, so they cannot be clipped: leave out "
+                "this update, or error_if_nonfinite=True."
+            )
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as torch has it
         for gradient, _ in scaled:
             gradient.mul_(factor.to(gradient.device))
@@ -382,13 +425,13 @@ class ExpLR(LRScheduler):
 
         Raises:
             ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of
-                a model with other norms, or of a run with a model while this one has none.
+                a model with other norms or in which other parameters trained, or of a run with a model while this one has none.
         """
         state = check_state(state_dict, self.state_dict())
         wrapped, eps = state.pop("scheduler"), state.pop("eps")
         try:
             if self.norms is not None:
-                self.norms.choose(self._scaled(state["converted"]))
+                self.norms.choose(self._scaled(state["converted"], state["_train"]))
             if self.scheduler is not None:
                 load_wrapped(self.scheduler, wrapped[1])
         except ExplrError:
@@ -402,7 +445,8 @@ class ExpLR(LRScheduler):
             write(self._original_groups[origin], settings)
         if self.norms is not None:
             self.norms.eps.update(eps or {})
-            _GROWN_BY[self.norms.model] = weakref.ref(self)
+        for parameters in self.scaled_parameters():
+            note_growth(parameters, self._owner)
         # Building a scheduler overwrites what the optimizer had loaded before: learning rates, and the momentum of a cycle.
         self._write()
         self._write_rates()
@@ -431,7 +475,7 @@ class ExpLR(LRScheduler):
                 f"{self._updates_since_call} since the last call: leave it out where step() is called once an epoch."
             )
         self.calls += 1
-        return self.scheduler is not None and self.calls % self.steps_per_epoch == 0
+        return self.calls % self.steps_per_epoch == 0
 
     def _move(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let the wrapped scheduler act on the groups and hyper-parameters that it believes in."""
@@ -531,6 +575,9 @@ class ExpLR(LRScheduler):
         self.updates += 1
         self.prepared = False
         if not self.dry:
+            for parameters, has in zip(self.scaled_parameters(), moved, strict=True):
+                if has:
+                    note_growth(parameters, self._owner)
             self._scale_model(scales, exponents)
 
     def _write(self) -> None:
@@ -545,10 +592,10 @@ class ExpLR(LRScheduler):
 
     def scaled_parameters(self) -> list[list[torch.Tensor]]:
         """Return the parameters that are scaled, by group."""
-        return self._scaled(self.converted)
+        return self._scaled(self.converted, self._train)
 
-    def _scaled(self, converted: list[bool]) -> list[list[torch.Tensor]]:
-        triples = zip(self.optimizer.param_groups, self._train, converted, strict=True)
+    def _scaled(self, converted: list[bool], trained: list[list[bool]]) -> list[list[torch.Tensor]]:
+        triples = zip(self.optimizer.param_groups, trained, converted, strict=True)
         return [[p for p, train in zip(g["params"], flags, strict=True) if train and c] for g, flags, c in triples]
 
     def _check_joint(self, norms: Norms) -> None:
@@ -561,17 +608,15 @@ class ExpLR(LRScheduler):
         """Refuse to go on when somebody has changed what this scheduler sets."""
         if self._broken:
             raise ExplrError(f"no update can be right any more, since an earlier one was not: {self._broken}")
-        if self.norms is not None and grown_under_another(self.norms.model, self):
-            raise ExplrError(
-                "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that "
-                "one; for a new run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has "
-                "grown under. One optimizer must have all parameters of a model."
-            )
         if self._lacks_state:
             raise ExplrError(
                 "the optimizer's state is of a run under ExpLR, which took its weight decay: load ExpLR's state too, "
                 "scheduler.load_state_dict(...)."
             )
+        if self.grown_under_another():
+            raise ExplrError(_GROWN_MODEL if self.norms is not None else _GROWN_WEIGHTS)
+        if self.norms is not None:
+            self.norms.check_in_place()
         groups = self.optimizer.param_groups
         if len(groups) != len(self.families):
             raise ExplrError(
@@ -583,11 +628,15 @@ class ExpLR(LRScheduler):
             memory = self.memory[index] if self.converted[index] and not self.dry else None
             check_untouched(self.optimizer, index, family, {"lr": float(lr), **others}, update, memory)
 
+    def grown_under_another(self) -> bool:
+        """Tell whether another ExpLR has scaled weights that train here, perhaps in another network; what is frozen may be."""
+        in_groups = (p for group in self.optimizer.param_groups for p in group["params"])
+        return grown_under_another(filter(trains, self.norms.parameters.values() if self.norms else in_groups), self._owner)
+
     def _scale_model(self, scales: list[float], exponents: list[int]) -> None:
         """Let the model follow from the log scales and exponents before the last update to those after it."""
         if self.norms is None:
             return
-        _GROWN_BY[self.norms.model] = weakref.ref(self)
         self.norms.scale_statistics([math.exp(new - old) for new, old in zip(self.log_scale, scales, strict=True)])
         if self.exponents != exponents:
             factors = [2.0 ** (old - new) for new, old in zip(self.exponents, exponents, strict=True)]
@@ -662,16 +711,21 @@ _NOTHING = (
     "weight_decay in the optimizer, as in the run to convert, before ExpLR is built."
 )
 
+_GROWN_MODEL = (
+    "the model has grown under another ExpLR, whose eps and statistics it has. To go on, load the state of that one; for a new "
+    "run train a copy at its usual size, explr.unscale(model, scheduler) with the ExpLR that it has grown under. One optimizer "
+    "must have all parameters of a model."
+)
+
+_GROWN_WEIGHTS = (
+    "parameters of the optimizer have grown under another ExpLR. To go on, load the state of that one; for a new run make new "
+    "parameters, of the usual size: these times its gradient_scale, group by group."
+)
+
 _JOINT = (
     "the parameter groups have different lr, weight_decay or momentum, or one of them had no gradient, but the model is "
     "scale-invariant only when they are scaled together: give all groups with weight decay the same, or make them one group."
 )
-
-
-def grown_under_another(model: torch.nn.Module, scheduler: ExpLR) -> bool:
-    """Tell whether it was another ExpLR that has scaled this network."""
-    owner = _GROWN_BY.get(model)
-    return owner is not None and owner() is not scheduler
 
 
 def _rounded(rate: float, kept: float | torch.Tensor) -> float:

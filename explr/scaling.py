@@ -10,7 +10,9 @@ import torch
 
 from explr.errors import ExplrError
 from explr.groups import converts, family_of, own_rates, trains, write
-from explr.optim import ExpLR, grown_under_another
+from explr.invariance.attributes import tensors_in
+from explr.invariance.tables import few
+from explr.optim import ExpLR
 from explr.symmetry import Norms, largest_buffer, scale_weights, unwrapped
 from explr.watching import has_explr
 
@@ -31,13 +33,14 @@ def rescale(
         model: a network that is scale-invariant in the parameters of the optimizer, in training mode.
         optimizer: its torch.optim.SGD or torch.optim.AdamW.
         factor: c > 0. A power of two changes no bit of the functions.
-        example_inputs: what the model is called with, to find the degrees. May be left out for a network that begins with a
-            convolution or a linear layer and takes images of 32x32 pixels, or vectors.
+        example_inputs: what the model is called with in training, to find the degrees. May be left out for a network that
+            begins with a convolution or a linear layer and takes images of 32x32 pixels, or vectors.
         kwargs: what it is called with by name.
 
     Raises:
-        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, or the network is not
-            scale-invariant in its parameters, or a number would leave its range. Nothing has changed then.
+        ExplrError: if the factor is not positive and finite, the optimizer is not one of this model's, the network is not
+            scale-invariant in its parameters, or what it returns does not depend on some of them, or a number would leave its
+            range. Nothing has changed then.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
@@ -63,6 +66,12 @@ def rescale(
         raise ExplrError("no group of the optimizer that converts has a parameter that trains: there is nothing to rescale.")
     norms = Norms(model, example_inputs or None, **kwargs)
     norms.choose(weights)
+    unmarked = {id(p) for group in groups if "scale_invariant" not in group for p in group["params"]}
+    if unused := [name for name in norms.report.unused if id(norms.parameters[name]) in unmarked]:
+        raise ExplrError(
+            f"what the model returns does not depend on {few(unused)}, so nothing says what the loss makes of another scale: "
+            "put it into a group marked scale_invariant=False, or give example_inputs, what training calls the model with."
+        )
     every = [p for group in weights for p in group]
     largest = max(float(p.detach().abs().max()) * factor for p in every)
     ranges = [torch.finfo(p.dtype) for p in every]
@@ -102,14 +111,17 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
 
     Weights, running statistics and eps are those of the network under weight decay, up to rounding. So the copy can be
     exported, evaluated elsewhere, fine-tuned with any optimizer, and averaged (EMA, SWA, checkpoint averaging), which growing
-    weights cannot: call ``average.update_parameters(unscale(model, scheduler))``.
+    weights cannot: call ``average.update_parameters(unscale(model, scheduler))``, and build an average that begins in mid-run
+    from such a copy, too: ``AveragedModel(unscale(model, scheduler))``. What the network keeps of a forward pass is copied
+    without its graph, as it is.
 
     Args:
         model: the network that trains; one inside DistributedDataParallel or torch.compile is taken out.
         scheduler: its ExpLR, built with ``model=``.
 
     Raises:
-        ExplrError: if the scheduler was built without a model or for another one, or the model has grown under another ExpLR.
+        ExplrError: if the scheduler was built without a model or for another one, if the model has grown under another ExpLR,
+            or if a norm has been replaced.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, affine=False))
@@ -126,20 +138,22 @@ def unscale(model: torch.nn.Module, scheduler: ExpLR) -> torch.nn.Module:
     model = unwrapped(model)
     if scheduler.norms is None:
         raise ExplrError("the ExpLR was built without model=, so it does not know how statistics go with the weights: give it.")
-    names = {id(p): name for name, p in scheduler.norms.parameters.items()}
-    if {*map(id, model.parameters())} != {*names}:
+    known = {id(parameter) for parameter in scheduler.norms.parameters.values()}
+    if model is not scheduler.norms.model or {id(parameter) for parameter in model.parameters()} != known:
         raise ExplrError("the model is not the one that the ExpLR was built with: give the one that it trains.")
-    if grown_under_another(model, scheduler):
+    if scheduler.grown_under_another():
         raise ExplrError(
             "the model has grown under another ExpLR, whose scale it has: give unscale(model, scheduler) that one."
         )
-    plain = copy.deepcopy(model)
-    parameters = dict(plain.named_parameters())
+    scheduler.norms.check_in_place()
+    # A tensor in the midst of a backward graph, such as features that a network keeps, has no deep copy by itself.
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors_in(model).values() if not t.is_leaf}
+    plain = copy.deepcopy(model, memo)
     scales = scheduler.gradient_scale  # 1 / P, or what renormalisation has left of it
     with torch.no_grad():
         for group, scale in zip(scheduler.scaled_parameters(), scales, strict=True):
             for parameter in group:
-                parameters[names[id(parameter)]].mul_(scale)
+                memo[id(parameter)].mul_(scale)
     scheduler.norms.of(plain).scale_statistics(scales)
     scheduler.norms.of(plain).scale_eps([1.0] * len(scales))
     return plain

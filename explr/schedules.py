@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from explr.checks import FloatArray, floats, one_float, whole
+from explr.checks import FloatArray, floats, one_float, short, whole
 from explr.errors import ExplrError
 
 Schedule = Callable[[int], float]
@@ -24,6 +24,12 @@ Schedule = Callable[[int], float]
 
 def constant(lr: float) -> Schedule:
     """Return the schedule that is always ``lr``.
+
+    Args:
+        lr: the learning rate η > 0 of every step.
+
+    Raises:
+        ExplrError: if ``lr`` is not positive and finite.
 
     >>> constant(0.1)(10_000)
     0.1
@@ -39,6 +45,9 @@ def step_decay(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Sch
         lr: first learning rate, per step.
         milestones: increasing step numbers; the step of that number is the first at the new rate.
         factor: what the rate is multiplied by, > 0.
+
+    Raises:
+        ExplrError: if ``lr`` or ``factor`` is not positive and finite, or the milestones are no increasing whole numbers >= 0.
 
     >>> schedule = step_decay(0.1, [80, 120])
     >>> [round(schedule(step), 6) for step in (0, 79, 80, 120)]
@@ -56,6 +65,14 @@ def step_decay(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Sch
 def triangular(lr_min: float, lr_max: float, half_period: int) -> Schedule:
     """Rise in a straight line from ``lr_min`` to ``lr_max`` in ``half_period`` steps, fall back, repeat (Smith 2017).
 
+    Args:
+        lr_min: the learning rate of step 0, > 0.
+        lr_max: the learning rate of step ``half_period``, > 0.
+        half_period: steps from one to the other, >= 1.
+
+    Raises:
+        ExplrError: if a rate is not positive and finite, or ``half_period`` is no number of steps.
+
     >>> schedule = triangular(0.01, 0.11, half_period=10)
     >>> [round(schedule(step), 6) for step in (0, 5, 10, 15, 20)]
     [0.01, 0.06, 0.11, 0.06, 0.01]
@@ -69,6 +86,15 @@ def cosine(lr: float, period: int, lr_min: float = 0.0) -> Schedule:
     """Fall from ``lr`` towards ``lr_min`` along half a cosine in ``period`` steps, then restart (Loshchilov & Hutter 2017).
 
     The last step of a period is still above ``lr_min``; make ``period`` the length of the run for a schedule without restarts.
+
+    Args:
+        lr: the learning rate of step 0, > 0.
+        period: steps until it restarts, >= 1.
+        lr_min: the learning rate that it falls towards, between 0 and ``lr``.
+
+    Raises:
+        ExplrError: if ``lr`` is not positive and finite, ``lr_min`` is not within its bounds, or ``period`` is no number of
+            steps.
 
     >>> schedule = cosine(0.1, period=100)
     >>> [round(schedule(step), 6) for step in (0, 50, 99, 100)]
@@ -85,11 +111,18 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
 
     The first rate is one part in ``steps + 1`` of the target, not 0.
 
+    Args:
+        schedule: a function step -> learning rate, as those of this module.
+        steps: length of the rise, >= 1.
+
+    Raises:
+        ExplrError: if ``schedule`` is no function, or ``steps`` no number of steps.
+
     >>> schedule = warmup(step_decay(0.1, [80]), steps=4)
     >>> [round(schedule(step), 6) for step in (0, 1, 3, 4, 83, 84)]
     [0.02, 0.04, 0.08, 0.1, 0.1, 0.01]
     """
-    steps = whole("steps", steps)
+    schedule, steps = _function(schedule), whole("steps", steps)
     target = schedule(0)
     return lambda step: target * (step + 1) / (steps + 1) if step < steps else schedule(step - steps)
 
@@ -97,10 +130,17 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
 def sample(schedule: Schedule, steps: int) -> FloatArray:
     """Return the rates of the first ``steps`` steps, shape ``(steps,)``, to plot or to give to ``convert``.
 
+    Args:
+        schedule: a function step -> learning rate, as those of this module.
+        steps: how many, counted from step 0, >= 1.
+
+    Raises:
+        ExplrError: if ``schedule`` is no function, ``steps`` no number of steps, or a rate no finite number.
+
     >>> sample(constant(0.1), 3)
     array([0.1, 0.1, 0.1])
     """
-    steps = whole("steps", steps)
+    schedule, steps = _function(schedule), whole("steps", steps)
     try:
         values = floats("a rate of the schedule", [schedule(step) for step in range(steps)])
     except OverflowError as error:
@@ -156,6 +196,15 @@ def future(scheduler: Any, steps: int, *, updates_per_step: int = 1) -> FloatArr
             except Exception as error:  # of somebody else's scheduler: a metric is missing, or the schedule is at its end
                 raise ExplrError(f"{type(scheduler).__name__} cannot be looked ahead at {steps} steps: {error}") from error
     return lrs
+
+
+def _function(schedule: Schedule) -> Schedule:
+    if not callable(schedule):
+        raise ExplrError(
+            f"schedule={short(schedule)} must be a function step -> learning rate, as schedules.constant(0.1) is one. Of a "
+            "torch scheduler schedules.future(scheduler, steps) gives the rates."
+        )
+    return schedule
 
 
 def _rates(**rates: float) -> list[float]:

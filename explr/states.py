@@ -10,6 +10,8 @@ from explr.checks import alike, short
 from explr.errors import ExplrError
 from explr.invariance.tables import few
 
+_LATER = {"_train"}  # parts that the states of earlier versions do not have
+
 
 def check_state(state: Any, own: dict[str, Any]) -> dict[str, Any]:
     """Return what an ExpLR takes of a state, once it is sure to fit.
@@ -20,14 +22,15 @@ def check_state(state: Any, own: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ExplrError: if the state is not an ExpLR's, is of other parameter groups, of another kind of wrapped scheduler, of a
-            model with other norms, or of a run with a model where there is none here, or if it is damaged.
+            model with other norms or in which other parameters trained, or of a run with a model where there is none here, or
+            if it is damaged.
     """
-    if not isinstance(state, Mapping) or not own.keys() <= state.keys():
+    if not isinstance(state, Mapping) or not own.keys() - _LATER <= state.keys():
         raise ExplrError(
             f"the state is {_whose(state)}, not an ExpLR's: load what ExpLR.state_dict() gave. A checkpoint of the script "
             "without ExpLR is loaded before ExpLR is built."
         )
-    state = {name: state[name] for name in own}
+    state = {name: state.get(name, own[name]) for name in own}
     families = state["families"]
     if isinstance(families, list) and families != own["families"]:
         raise ExplrError(
@@ -37,6 +40,12 @@ def check_state(state: Any, own: dict[str, Any]) -> dict[str, Any]:
     damaged = [name for name, value in state.items() if not _fits(name, value, own[name])]
     if damaged:
         raise ExplrError(f"the state is damaged at {', '.join(damaged)}: load another one. Nothing has changed.")
+    sizes, ours = ([len(flags) for flags in each["_train"]] for each in (state, own))
+    if sizes != ours:
+        raise ExplrError(
+            f"the state is of parameter groups of {sizes} tensors, the optimizer has {ours}: build the optimizer as it was "
+            "built for the state."
+        )
     eps, here = state["eps"], own["eps"]
     if eps is not None and here is None:
         raise ExplrError("the state is of a run with model=: build ExpLR with model= to go on with it.")
@@ -45,6 +54,12 @@ def check_state(state: Any, own: dict[str, Any]) -> dict[str, Any]:
             f"the state is of a model with other norms ({few(list(eps))}; here {few(list(here))}): build the "
             "model as it was built for the state."
         )
+    for index, converted in enumerate(state["converted"] if here is not None else []):
+        if converted and state["_train"][index] != own["_train"][index]:
+            raise ExplrError(
+                f"parameter group {index} has other parameters that train than it had when the ExpLR of the state was built: "
+                "build ExpLR as it was built there, and freeze after that (requires_grad_(False)) what was frozen later."
+            )
     theirs, ours = (wrapped and wrapped[0] for wrapped in (state["scheduler"], own["scheduler"]))
     if theirs != ours:
         raise ExplrError(f"the state is of the wrapped scheduler {theirs}, this ExpLR has {ours}: wrap the same kind.")
@@ -64,6 +79,9 @@ def _fits(name: str, value: Any, own: Any) -> bool:
     """Tell whether a part of a state has the form that this part has."""
     if name == "in_use":  # it may have other names here: on an optimizer whose decay was taken before nothing looks converted
         return isinstance(value, list) and len(value) == len(own) and all(map(_has_numbers, value))
+    if name == "_train":
+        lists = isinstance(value, list) and len(value) == len(own) and all(isinstance(flags, list) for flags in value)
+        return lists and all(isinstance(flag, bool) for flags in value for flag in flags)
     if name == "eps":
         return value is None or _has_numbers(value)
     if name == "scheduler":

@@ -90,10 +90,11 @@ class Norms:
         fixed += [approximation.path or "the model" for approximation in self.report.approximations]
         fixed += [p for p, m in self.layers.items() if "batch" in self.report.norms[p].kind and not hasattr(m, "running_mean")]
         if fixed:
+            without = any(isinstance(modules.get(path), nn.RMSNorm) for path in fixed)  # one that has an eps is not among them
             warnings.warn(
                 f"the eps or the statistics of {', '.join(fixed)} are not where norms of torch.nn have them, and cannot follow "
                 "the weights: the equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of "
-                "torch.nn.",
+                f"torch.nn{', and give nn.RMSNorm an eps (by default it has none)' * without}.",
                 stacklevel=4,
             )
 
@@ -101,7 +102,10 @@ class Norms:
         """Refuse parameters that are not the model's."""
         own = {id(parameter) for parameter in self.parameters.values()}
         if not all(id(parameter) in own for group in groups for parameter in group):
-            raise ExplrError("the optimizer has parameters that the model has not: give the model that it trains.")
+            raise ExplrError(
+                "the optimizer has parameters that the model has not: give the model that it trains, or put the others, such "
+                "as those of a loss, into a group of their own, marked scale_invariant=False."
+            )
 
     def choose(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Take the sets of parameters that will be scaled, each by a factor of its own.
@@ -116,6 +120,18 @@ class Norms:
         self.joint = self.report.scaled_alike(groups)
         degrees = [self.report.norm_degrees(group) for group in groups]
         self._powers = {p: [(i, float(of[p])) for i, of in enumerate(degrees) if of[p]] for p in self.layers}
+
+    def check_in_place(self) -> None:
+        """Refuse to go on without a norm that is scaled, such as one that has been replaced."""
+        scaled = {path: layer for path, layer in self.layers.items() if self._powers[path]}
+        if all(_module_at(self.model, path) is layer for path, layer in scaled.items()):
+            return
+        present = {id(module) for module in self.model.modules()}  # a part may be inside a wrapper now
+        if gone := [path for path, layer in scaled.items() if id(layer) not in present]:
+            raise ExplrError(
+                f"the model has no longer {few(gone)}, which ExpLR scales with the weights: put back what was there, and "
+                "replace or convert norms (SyncBatchNorm.convert_sync_batchnorm) before ExpLR is built."
+            )
 
     def _why_not(self, chosen: Iterable[Tensor]) -> str:
         """Say what is in the way of scaling these parameters, and what would mend it."""
@@ -141,8 +157,8 @@ class Norms:
         """Return the same for a copy of the network."""
         other = copy.copy(self)
         other.model = model
-        modules = dict(model.named_modules())
-        other.layers = {path: modules[path] for path in self.layers}
+        copies = {id(ours): theirs for ours, theirs in zip(self.model.modules(), model.modules(), strict=True)}
+        other.layers = {path: copies[id(layer)] for path, layer in self.layers.items() if id(layer) in copies}
         return other
 
     def largest_statistic(self, factors: Sequence[float]) -> float:
@@ -193,6 +209,14 @@ class Norms:
 
     def _factor(self, path: str, factors: Sequence[float]) -> float:
         return math.prod(factors[index] ** power for index, power in self._powers[path])
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """Return a module by its path, faster than torch does."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def exact_exp(power: float, exponent: int = 0) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from explr.groups import buffers_are_there, check_group, family_of, read
 from explr.invariance.tables import few
 
 MARK = "explr_update"  # in a group: the update for which ExpLR has set it
+_GROWN: dict[int, tuple[weakref.ref[torch.Tensor], object]] = {}  # parameters, by id, and who has scaled them
 
 
 class Watch:
@@ -30,6 +32,23 @@ class Watch:
                 "the ExpLR of this optimizer, which took its weight decay, is gone: keep it as long as the optimizer trains."
             )
         getattr(scheduler, self.method)()
+
+
+def note_growth(parameters: Iterable[torch.Tensor], owner: object) -> None:
+    """Remember who has scaled parameters, for as long as they live, in whatever network."""
+    for parameter in parameters:
+        key = id(parameter)
+        _GROWN[key] = weakref.ref(parameter, partial(_forget, key)), owner
+
+
+def _forget(key: int, _: Any) -> None:
+    _GROWN.pop(key, None)
+
+
+def grown_under_another(parameters: Iterable[torch.Tensor], owner: object) -> bool:
+    """Tell whether somebody else has scaled some of these parameters."""
+    found = (_GROWN.get(id(parameter)) for parameter in parameters)
+    return any(known is not None and known[1] is not owner for known in found)
 
 
 def has_explr(optimizer: torch.optim.Optimizer) -> bool:
@@ -105,7 +124,8 @@ def check_untouched(
     if update is not None and found["weight_decay"]:
         raise ExplrError(
             f"parameter group {index} has weight_decay={found['weight_decay']} again, after ExpLR took it: "
-            "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded."
+            "after optimizer.load_state_dict load ExpLR's state too, or build ExpLR once it is loaded. If your loop sets it, "
+            "let the step() of an object do so that ExpLR wraps, ExpLR(optimizer, object)."
         )
     if update is not None and group.get(MARK) != update:
         raise ExplrError(
@@ -123,4 +143,11 @@ def check_untouched(
                 f"the {'learning rate' if name == 'lr' else name} of parameter group {index} is {value:g}, not "
                 f"{settings[name]:g} as ExpLR set it. A second scheduler, a finder of learning rates or a callback for weight "
                 "averaging may have changed it: wrap the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
+                f"{_SET_BY_HAND * (name == 'lr')}"
             )
+
+
+_SET_BY_HAND = (
+    " If your loop sets it, give the function to LambdaLR: ExpLR(optimizer, LambdaLR(optimizer, f)), where f(step) is the "
+    "factor of the first rate."
+)

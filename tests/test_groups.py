@@ -252,12 +252,14 @@ def test_a_group_of_which_all_or_none_are_chosen_stays_whole():
     assert "name" not in split(group, {id(first)})
 
 
-def test_buffers_are_looked_for_at_a_parameter_that_trains():
+def test_buffers_are_looked_for_at_every_parameter():
     frozen, p = *parameters(requires_grad=False), *parameters()
     optimizer, group = sgd([frozen, p], momentum=0.9)
     assert not buffers_are_there(optimizer, group, HeavyBall())
     stepped(optimizer, p)
     assert buffers_are_there(optimizer, group, HeavyBall())
+    assert buffers_are_there(optimizer, {**group, "params": [p.requires_grad_(False)]}, HeavyBall())  # since the last update
+    p.requires_grad_(True)
     optimizer.state[p]["momentum_buffer"] = None
     assert not buffers_are_there(optimizer, group, HeavyBall())
     optimizer, group = sgd([frozen])

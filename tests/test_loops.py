@@ -317,6 +317,69 @@ def test_a_group_without_gradients_waits(nesterov):
     assert compare(loop, make, net=lambda: TwoParts().double()) < TOLERANCE
 
 
+def by_parts(make):
+    """Groups of their own for both parts of a network."""
+    return lambda model: make([{"params": [model.body.weight]}, {"params": [model.top.weight]}], weight_decay=1e-2)
+
+
+PARTED = {
+    "SGD": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, **o)),
+    "momentum": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, momentum=0.9, **o)),
+    "Nesterov": by_parts(lambda groups, **o: torch.optim.SGD(groups, lr=0.2, momentum=0.9, nesterov=True, **o)),
+    "AdamW": by_parts(lambda groups, **o: torch.optim.AdamW(groups, lr=0.02, **o)),
+}
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("make", PARTED)
+def test_a_group_of_its_own_may_be_frozen_and_thawed(make, zeros):
+    """With gradients of zeros, which torch takes for gradients, it goes on decaying; without any it waits."""
+
+    def freezing(model, optimizer, scheduler):
+        for index, (images, labels) in enumerate(batches(12)):
+            model.body.requires_grad_(not 4 <= index < 8)
+            logits = model(images)
+            optimizer.zero_grad(set_to_none=not zeros)
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            if scheduler and index % 3 == 2:
+                scheduler.step()
+            yield logits.detach()
+            if index == 6:
+                plain = unscale(model, scheduler) if isinstance(scheduler, ExpLR) else model
+                yield plain.body.weight.detach().clone()
+                yield evaluate(plain)
+
+    assert compare(freezing, PARTED[make], net=lambda: TwoParts().double()) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", PARTED)
+def test_a_run_with_a_frozen_group_is_resumed_where_explr_is_built_before_it_is_frozen(make):
+    def build(converted, frozen):
+        net = TwoParts().double()
+        net.body.requires_grad_(not frozen)
+        optimizer = PARTED[make](net)
+        return net, optimizer, *([ExpLR(optimizer, model=net)] if converted else [])
+
+    def resumed(converted, frozen_first=False):
+        parts = build(converted, frozen=False)
+        for index, batch in enumerate(batches(8)):
+            parts[0].body.requires_grad_(index < 5)
+            update(*parts[:2], batch)
+        saved = copy.deepcopy([part.state_dict() for part in parts])
+        parts = build(converted, frozen=frozen_first)
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+        parts[0].body.requires_grad_(False)
+        out = [update(*parts[:2], batch) for batch in batches(12)[8:]]
+        plain = unscale(parts[0], parts[2]) if converted else parts[0]
+        return [*out, plain.body.weight.detach(), evaluate(plain)]
+
+    assert max(map(deviation, resumed(False), resumed(True))) < TOLERANCE
+    with pytest.raises(ExplrError, match="build ExpLR as it was built there, and freeze after that"):
+        resumed(True, frozen_first=True)
+
+
 def test_a_parameter_without_a_gradient_beside_others_is_an_error_that_names_it():
     net = TwoParts().double()
     optimizer = sgd(net)
@@ -345,6 +408,114 @@ def test_after_an_update_that_was_wrong_there_is_no_other():
     for call in (scheduler.step, lambda: update(net, optimizer, batches(1)[0])):
         with pytest.raises(ExplrError, match="no update can be right any more"):
             call()
+
+
+class Beside(nn.Module):
+    """Has parameters on which what it returns, as it is called by default, does not depend."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten()
+        self.body, self.head, self.second = nn.Sequential(*layers), nn.Linear(4 * 8 * 8, 10), nn.Linear(4 * 8 * 8, 10)
+        self.temperature = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images, both=False):
+        features = self.body(images)
+        return (self.head(features), self.second(features)) if both else self.head(features)
+
+
+class Keeping(Beside):
+    """Keeps the output of its second head for the loss to read."""
+
+    def forward(self, images):
+        features = self.body(images)
+        self.kept = self.second(features)
+        return self.head(features)
+
+
+READERS = {
+    "a temperature": lambda model, images: model.temperature * model(images),
+    "a second head": lambda model, images: model(images) + model.second(model.body(images)),
+    "what is kept": lambda model, images: model(images) + model.kept,
+    "a branch that was off, and a temperature": lambda model, images: model.temperature * sum(model(images, both=True)),
+    "nothing more": lambda model, images: model(images),
+}
+
+
+def reading(reader):
+    def loop(model, optimizer, scheduler):
+        assert scheduler is None or scheduler.converted[0]
+        for images, labels in batches(12):
+            logits = READERS[reader](model, images)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            yield logits.detach()
+
+    return loop
+
+
+def beside(reader, make):
+    net = Keeping if reader == "what is kept" else Beside
+    return compare(reading(reader), make, "none", lambda: net().double(), example_inputs=(batches(1)[0][0],))
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("reader", READERS)
+def test_what_the_output_does_not_depend_on_keeps_its_decay_whatever_the_loss_reads(reader, make):
+    assert beside(reader, make) < TOLERANCE
+
+
+def test_that_check_sees_parameters_that_convert_for_no_reason(monkeypatch):
+    monkeypatch.setattr("explr.invariance.analysis.reached", lambda trace, model: {n for n, _ in model.named_parameters()})
+    assert beside("a branch that was off, and a temperature", sgd) > 1e3 * TOLERANCE
+    with pytest.raises(ExplrError, match=r"temperature, second\.weight, second\.bias had no gradient"):
+        beside("nothing more", sgd)
+
+
+def test_what_the_output_does_not_depend_on_is_named():
+    net = Beside()
+    optimizer = sgd(net)
+    scheduler = ExpLR(optimizer, model=net, example_inputs=(torch.randn(4, 3, 32, 32),))
+    assert scheduler.summary == (
+        "ExpLR: 1 of 6 tensors (2.1 % of the weights that decay) convert; head.weight, head.bias keep their weight decay; "
+        "temperature, second.weight, second.bias keep their weight decay (not used by what the model returns)."
+    )
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(1, 0.0), (5, 1e-2)]
+    groups = [{"params": net.body.parameters(), "weight_decay": 0.0}, {"params": [net.temperature]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
+    said = "0 of 1 tensors (0.0 % of the weights that decay) convert; temperature keeps its weight decay (not used by what the"
+    assert said in ExpLR(optimizer, model=net, example_inputs=(torch.randn(4, 3, 32, 32),)).summary
+    assert optimizer.param_groups[1]["weight_decay"] == 1e-2
+
+
+class ScaledLoss(nn.Module):
+    """A network and a loss with a parameter of its own, which is none of the network's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.scale = TwoParts().double(), nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+    def forward(self, images):
+        return self.scale * self.body(images)
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"scale_invariant": False}])
+def test_parameters_of_the_loss_are_let_be_in_a_group_that_does_not_convert(options):
+    outs = []
+    for converted in (False, True):
+        both = ScaledLoss()
+        groups = [{"params": both.body.parameters()}, {"params": [both.scale], **options}]
+        optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-2)
+        scheduler = ExpLR(optimizer, model=both.body) if converted else None
+        outs.append([update(both, optimizer, batch) for batch in batches(12)])
+        plain = unscale(both.body, scheduler) if converted else both.body
+        outs[-1] += [evaluate(plain), both.scale.detach()]
+    assert max(map(deviation, *outs)) < TOLERANCE
+    both = ScaledLoss()
+    with pytest.raises(ExplrError, match="into a group of their own, marked scale_invariant=False"):
+        ExpLR(torch.optim.SGD(both.parameters(), lr=0.2, weight_decay=1e-2), model=both.body)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -489,6 +660,25 @@ def test_unscaling_needs_to_know_the_model():
     optimizer.param_groups[0]["scale_invariant"] = True
     with pytest.raises(ExplrError, match="built without model="):
         unscale(other, ExpLR(optimizer))
+
+
+def with_weight_norm():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(3072, 8)), nn.ReLU(), nn.Linear(8, 10))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("build", [Keeping, with_weight_norm])
+def test_a_network_that_keeps_tensors_of_a_graph_is_unscaled(build):
+    def unscaling(model, optimizer, scheduler):
+        for batch in batches(8):
+            update(model, optimizer, batch)
+            model.many = [model(batch[0])]  # in a graph, and in a list
+            plain = unscale(model, scheduler) if isinstance(scheduler, ExpLR) else model
+            yield evaluate(plain)
+            assert plain is model or (torch.equal(plain.many[0], model.many[0]) and plain.many[0].is_leaf)
+
+    assert compare(unscaling, net=lambda: build().double(), example_inputs=(batches(1)[0][0],)) < TOLERANCE
 
 
 def test_a_checkpoint_of_the_script_as_it_was_goes_on_under_explr():

@@ -166,8 +166,10 @@ def test_parameters_of_another_model_are_refused():
         for refuse in (norms.check_own, norms.choose):
             with pytest.raises(ExplrError) as caught:
                 refuse(groups)
-            said = "the optimizer has parameters that the model has not: give the model that it trains."
-            assert str(caught.value) == said
+            assert str(caught.value) == (
+                "the optimizer has parameters that the model has not: give the model that it trains, or put the others, such "
+                "as those of a loss, into a group of their own, marked scale_invariant=False."
+            )
 
 
 def test_a_model_that_is_not_invariant_is_refused_with_all_reasons():
@@ -212,6 +214,18 @@ def test_an_eps_that_cannot_follow_is_named_in_a_warning(norm, name):
     assert [str(warning.message) for warning in caught] == [
         f"the eps or the statistics of {name} are not where norms of torch.nn have them, and cannot follow the weights: the "
         "equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of torch.nn."
+    ]
+
+
+def test_an_rms_norm_has_no_eps_unless_it_is_given_one():
+    nets = [nn.Sequential(nn.Linear(5, 8, bias=False), nn.RMSNorm(8, **options)) for options in ({}, {"eps": 1e-6})]
+    with pytest.warns(UserWarning) as caught:
+        for net in nets:
+            Norms(net, [torch.ones(4, 5)])
+    assert [str(warning.message) for warning in caught] == [
+        "the eps or the statistics of 1 are not where norms of torch.nn have them, and cannot follow the weights: the "
+        "equivalence is only as exact as that eps is negligible, and not in eval mode. Use a norm of torch.nn, and give "
+        "nn.RMSNorm an eps (by default it has none)."
     ]
 
 

@@ -1,6 +1,7 @@
 """ExpLR on a few weights with gradients that are given: what it sets, what it says, and what it refuses, word for word."""
 
 import copy
+import gc
 import logging
 import math
 import warnings
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from explr import ExpLR, ExplrError, convert, convert_adamw, rescale
+from explr import ExpLR, ExplrError, convert, convert_adamw, rescale, unscale, watching
 from explr.watching import MARK, has_explr
 
 
@@ -265,6 +266,29 @@ def test_gradients_are_clipped_at_the_length_that_they_have_with_weight_decay():
     assert float(scheduler.clip_grad_norm_(1.0)) == 0.0
 
 
+def test_clipping_takes_what_torch_s_takes():
+    (weight,) = weights()
+    optimizer = sgd({"params": [weight]})
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    scale = scheduler.gradient_scale[0]
+    given = torch.tensor([3.0, -4.0]).double()
+    for options in (("inf",), (2.0, True), (1.0, False, True), (3, True, False), (0.0,), (-math.inf,)):
+        plain = nn.Parameter(weight.detach())
+        plain.grad, weight.grad = given.clone(), scale * given
+        expected = nn.utils.clip_grad_norm_([plain], 0.5, *options)
+        torch.testing.assert_close(scheduler.clip_grad_norm_(0.5, *options), expected, rtol=1e-13, atol=0)
+        torch.testing.assert_close(weight.grad, scale * plain.grad, rtol=1e-13, atol=0)
+    for value in (math.nan, math.inf):
+        weight.grad = torch.tensor([1.0, value]).double()
+        assert refusal(lambda: scheduler.clip_grad_norm_(0.5, error_if_nonfinite=True, foreach=False)) == (
+            f"the norm of order 2 of the gradients is {value}, so they cannot be clipped: leave out this update, or "
+            "error_if_nonfinite=True."
+        )
+        assert float(weight.grad[0]) == 1.0
+        assert not math.isfinite(scheduler.clip_grad_norm_(0.5, error_if_nonfinite=False))
+
+
 @pytest.mark.parametrize("updates_per_step, taken", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 def test_a_preview_knows_after_how_many_updates_the_loop_steps(updates_per_step, taken):
     optimizer = sgd()
@@ -397,6 +421,11 @@ def test_a_schedule_that_ends_cannot_be_looked_ahead():
         (lambda: ExpLR(sgd(), steps_per_epoch=0), "steps_per_epoch=0 must be a number of steps, >= 1."),
         (lambda: ExpLR(sgd(), steps_per_epoch="1"), "steps_per_epoch='1' must be a number of steps, >= 1."),
         (
+            lambda: ExpLR(sgd(), steps_per_epoch=5),
+            "steps_per_epoch=5 is for a scheduler that counts epochs, and none is wrapped: give one, ExpLR(optimizer, "
+            "scheduler, ...), or leave steps_per_epoch out.",
+        ),
+        (
             lambda: ExpLR(sgd(), 3),
             "scheduler=3 is not a learning-rate scheduler: give the network as model=, wrap a function in LambdaLR, and "
             "several schedulers in SequentialLR or ChainedScheduler.",
@@ -466,7 +495,7 @@ def test_a_run_under_way_begins_with_what_its_buffers_remember():
     for _ in range(3):
         update(optimizer)
     assert ExpLR(optimizer).memory == [[1.0, 1.0, 0.0, 3.0]]
-    assert ExpLR(adamw(), steps_per_epoch=1).memory == [[1.0, 1.0, 0.0, 0.0]]
+    assert ExpLR(adamw()).memory == [[1.0, 1.0, 0.0, 0.0]]
 
 
 def test_a_constant_rate_at_its_bound_is_taken():
@@ -775,6 +804,124 @@ def test_a_model_that_has_grown_under_another_explr_is_refused():
     second.load_state_dict(first.state_dict())
     assert net[1].eps == pytest.approx(1e-5 * math.exp(2 * second.log_scale[0]) / 4.0 ** second.exponents[0], rel=1e-13)
     assert "has grown under another ExpLR" in refusal(lambda: update(optimizer))
+
+
+def test_weights_that_have_grown_are_refused_in_another_network_unless_they_are_frozen_or_unscaled():
+    """As where a network is trained, and then its layers go into a classifier."""
+    net = network()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    first = ExpLR(optimizer, model=net)
+    update(optimizer)
+
+    def classifier(body, **options):
+        other = nn.Sequential(body[0], body[1], nn.Linear(8, 2)).double()
+        other[0].requires_grad_(options.get("trains", True))
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.5, weight_decay=0.0 if options else 0.0625)
+        return optimizer, ExpLR(optimizer, model=other)
+
+    other, second = classifier(net)
+    assert refusal(lambda: update(other)).startswith("the model has grown under another ExpLR, whose eps and statistics it has")
+    assert refusal(second.step).startswith("the model has grown under another ExpLR")
+    for body in (unscale(net, first), network()):
+        other, second = classifier(body)
+        update(other)
+        assert second.updates == 1
+    other, second = classifier(net, trains=False)
+    update(other)
+    assert second.updates == 1
+    net[0].requires_grad_(True)
+    update(optimizer)
+    assert first.updates == 2
+
+
+@pytest.mark.filterwarnings("ignore:Seems like .optimizer.step")  # torch looks for marks of its own, which a copy has not
+def test_a_copy_of_a_run_goes_on_beside_it():
+    net = network()
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.5, momentum=0.5, weight_decay=0.0625)
+    runs = [(net, optimizer, ExpLR(optimizer, model=net))]
+    update(optimizer)
+    runs.append(copy.deepcopy(runs[0]))
+    for _ in range(2):
+        for _, optimizer, scheduler in runs:
+            update(optimizer)
+            scheduler.step()
+            scheduler.preview(2)
+    assert torch.equal(runs[0][0][0].weight, runs[1][0][0].weight) and runs[0][2].log_scale == runs[1][2].log_scale
+    with_the_first, another = copy.deepcopy(runs[0]), runs[1][0]
+    optimizer = torch.optim.SGD([another[0].weight], lr=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=another)
+    assert "has grown under another ExpLR" in refusal(lambda: update(optimizer))
+    del with_the_first, scheduler
+
+
+def test_weights_that_have_grown_are_refused_without_a_model_too():
+    grown, waiting = weights(2)
+    optimizer = sgd({"params": [grown]}, {"params": [waiting]})
+    first = ExpLR(optimizer)
+    update(optimizer, grown)
+    first.preview(2)
+    other = sgd({"params": [waiting]})
+    second = ExpLR(other)
+    update(other)  # it had not grown there
+    other = sgd({"params": [grown]})
+    third = ExpLR(other)
+    assert refusal(lambda: update(other)) == (
+        "parameters of the optimizer have grown under another ExpLR. To go on, load the state of that one; for a new run make "
+        "new parameters, of the usual size: these times its gradient_scale, group by group."
+    )
+    assert refusal(lambda: update(optimizer)).startswith("parameters of the optimizer have grown under another ExpLR")
+    other = sgd({"params": [nn.Parameter(grown.detach() * first.gradient_scale[0])]})
+    fourth = ExpLR(other)
+    update(other)
+    del second, third, fourth
+
+
+def test_what_has_grown_is_forgotten_with_it():
+    gc.collect()
+    before = len(watching._GROWN)
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer)
+    update(optimizer)
+    assert len(watching._GROWN) == before + 1
+    del optimizer, scheduler
+    gc.collect()
+    assert len(watching._GROWN) == before
+
+
+def put(net, index, layer):
+    net[index] = layer
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda net: put(net, 2, nn.BatchNorm1d(8, affine=False)),
+        lambda net: put(net, 2, nn.Identity()),
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+    ],
+)
+def test_a_norm_that_is_replaced_is_missed(replace):
+    layers = nn.BatchNorm1d(5, affine=False), nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8, affine=False)
+    net = nn.Sequential(*layers, nn.Linear(8, 3).requires_grad_(False))
+    optimizer = torch.optim.SGD([net[1].weight], lr=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=net)
+    update(optimizer)
+    put(net, 0, nn.BatchNorm1d(5, affine=False))  # nothing that scales goes into this one
+    put(net, 1, nn.Sequential(net[1]))
+    put(net, 2, nn.Sequential(net[2]))
+    update(optimizer)
+    unscale(net, scheduler)
+    put(net, 1, layers[1])
+    put(net, 2, layers[2])
+    replace(net)
+    for call in (scheduler.step, lambda: update(optimizer), lambda: unscale(net, scheduler)):
+        assert refusal(call) == (
+            "the model has no longer 2, which ExpLR scales with the weights: put back what was there, and replace or convert "
+            "norms (SyncBatchNorm.convert_sync_batchnorm) before ExpLR is built."
+        )
+    put(net, 2, layers[2])
+    update(optimizer)
+    assert scheduler.updates == 3
 
 
 JOINT = (

@@ -72,6 +72,8 @@ def test_warmup_rises_in_a_line_to_the_schedule_and_then_is_it(steps, lr):
         (lambda: cosine(0.1, 5, lr_min=0.2), "lr_min=0.2"),
         (lambda: warmup(constant(0.1), 0), "steps=0"),
         (lambda: sample(constant(0.1), 0), "steps=0"),
+        (lambda: warmup(0.1, 5), "schedule=0.1 must be a function step -> learning rate"),
+        (lambda: sample(0.1, 5), "schedule=0.1 must be a function step -> learning rate"),
     ],
 )
 def test_bad_input_gets_one_error_that_restates_it(call, part):

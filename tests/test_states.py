@@ -53,6 +53,7 @@ def test_a_state_has_all_that_a_run_has_come_to_and_nothing_else():
         "prepared": True,
         "written": 0,
         "_updates_since_call": 0,
+        "_train": [[True]],
         "scheduler": None,
         "eps": None,
     }
@@ -182,6 +183,11 @@ def stateful(scheduler=True):
         ({"scheduler": ["StepLR"]}, "the state is damaged at scheduler: load another one. Nothing has changed."),
         ({"scheduler": "St"}, "the state is damaged at scheduler: load another one. Nothing has changed."),
         ({"eps": {"norm": None}}, "the state is damaged at eps: load another one. Nothing has changed."),
+        ({"_train": [[1]]}, "the state is damaged at _train: load another one. Nothing has changed."),
+        ({"_train": [True]}, "the state is damaged at _train: load another one. Nothing has changed."),
+        ({"_train": []}, "the state is damaged at _train: load another one. Nothing has changed."),
+        ({"_train": [[True, False]]}, "the state is of parameter groups of [2] tensors, the optimizer has [1]: build the "
+         "optimizer as it was built for the state."),
         ({"updates": "x", "dry": 1}, "the state is damaged at updates, dry: load another one. Nothing has changed."),
         ({"eps": {"norm": 1e-5}}, "the state is of a run with model=: build ExpLR with model= to go on with it."),
         ({"scheduler": ("CosineLR", {})}, "the state is of the wrapped scheduler CosineLR, this ExpLR has StepLR: wrap the "
@@ -195,6 +201,42 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     before = copy.deepcopy(numbers(optimizer, scheduler))
     assert refusal(lambda: scheduler.load_state_dict({**copy.deepcopy(before[1]), **change})) == message
     assert numbers(optimizer, scheduler) == before
+
+
+def test_a_state_of_an_earlier_version_says_nothing_of_what_trained():
+    optimizer, scheduler = stateful()
+    run(optimizer, scheduler, 2)
+    state = copy.deepcopy(scheduler.state_dict())
+    expected = run(optimizer, scheduler, 2)
+    del state["_train"]
+    other, resumed = stateful()
+    run(other, resumed, 2)
+    resumed.load_state_dict(state)
+    assert run(other, resumed, 2) == expected and resumed.state_dict() == scheduler.state_dict()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_state_knows_what_trained_when_its_explr_was_built(known):
+    """Without a model the weights are nothing that ExpLR scales, and it goes on as there."""
+    net, other = network(), network()
+    optimizer = torch.optim.SGD([{"params": [net[0].weight], "scale_invariant": True}], lr=0.5, weight_decay=0.0625)
+    scheduler = ExpLR(optimizer, model=net if known else None)
+    update(optimizer)
+    other[0].weight.requires_grad_(False)
+    frozen = torch.optim.SGD([{"params": [other[0].weight], "scale_invariant": True}], lr=0.5, weight_decay=0.0625)
+    if known:
+        other[2].requires_grad_(True)  # a network has to have something that trains
+    resumed = ExpLR(frozen, model=other if known else None)
+    before = copy.deepcopy(resumed.state_dict())
+    if known:
+        assert refusal(lambda: resumed.load_state_dict(scheduler.state_dict())) == (
+            "parameter group 0 has other parameters that train than it had when the ExpLR of the state was built: build ExpLR "
+            "as it was built there, and freeze after that (requires_grad_(False)) what was frozen later."
+        )
+        assert resumed.state_dict() == before
+    else:
+        resumed.load_state_dict(scheduler.state_dict())
+        assert resumed.state_dict() == scheduler.state_dict() and before["_train"] == [[False]]
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,24 @@ AROUND = (
     " as ExpLR set it. A second scheduler, a finder of learning rates or a callback for weight averaging may have changed it: "
     "wrap the scheduler that did, ExpLR(optimizer, scheduler), and step only ExpLR."
 )
+BY_HAND = (
+    " If your loop sets it, give the function to LambdaLR: ExpLR(optimizer, LambdaLR(optimizer, f)), where f(step) is the "
+    "factor of the first rate."
+)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (set_to(lr=0.25), f"the learning rate of parameter group 0 is 0.25, not 0.525105{AROUND}"),
+        (set_to(lr=0.25), f"the learning rate of parameter group 0 is 0.25, not 0.525105{AROUND}{BY_HAND}"),
         (set_to(momentum=0.75), f"the momentum of parameter group 0 is 0.75, not 0.5{AROUND}"),
         (set_to(dampening=0.25), f"the dampening of parameter group 0 is 0.25, not 0{AROUND}"),
         (set_to(nesterov=True), "parameter group 0 has nesterov=True now: build a new optimizer for it."),
         (
             set_to(weight_decay=0.5),
             "parameter group 0 has weight_decay=0.5 again, after ExpLR took it: after optimizer.load_state_dict load ExpLR's "
-            "state too, or build ExpLR once it is loaded.",
+            "state too, or build ExpLR once it is loaded. If your loop sets it, let the step() of an object do so that ExpLR "
+            "wraps, ExpLR(optimizer, object).",
         ),
         (
             set_to(maximize=True),
@@ -98,6 +103,31 @@ def test_a_scheduler_that_adds_a_group_is_found_out():
     assert refusal(scheduler.step) == "Adding has added a parameter group: add every group before building ExpLR."
 
 
+class ByHand(Recording):
+    """What a loop that sets rate and decay by hand becomes: an object that does, for ExpLR to wrap."""
+
+    def step(self, *args, **kwargs):
+        self.calls.append(("step", args, kwargs))
+        self.optimizer.param_groups[0].update(self.settings(len(self.calls)))
+
+    @staticmethod
+    def settings(step):
+        return {"lr": 0.5 - 0.1 * step, "weight_decay": 0.0625 + 0.01 * step}
+
+
+def test_what_a_loop_sets_by_hand_converts_as_the_messages_say():
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - 0.2 * step))
+    assert [log for _, log in run(optimizer, scheduler, 4)] == pytest.approx(
+        convert([0.5, 0.4, 0.3, 0.2], 0.0625, 0.5).log_lr, rel=1e-13
+    )
+    optimizer = sgd()
+    scheduler = ExpLR(optimizer, ByHand(optimizer))
+    assert [log for _, log in run(optimizer, scheduler, 4)] == pytest.approx(
+        convert([0.5, 0.4, 0.3, 0.2], [0.0625, 0.0725, 0.0825, 0.0925], 0.5).log_lr, rel=1e-13
+    )
+
+
 class Holding(Recording):
     """A scheduler that keeps hold of the groups, as one that its author wrote for another library may."""
 
@@ -113,7 +143,7 @@ def test_a_scheduler_that_reaches_around_is_found_out_at_once():
     optimizer = sgd()
     scheduler = ExpLR(optimizer, Holding(optimizer))
     update(optimizer)
-    assert refusal(scheduler.step) == f"the learning rate of parameter group 0 is 0.25, not 0.516129{AROUND}"
+    assert refusal(scheduler.step) == f"the learning rate of parameter group 0 is 0.25, not 0.516129{AROUND}{BY_HAND}"
 
 
 UNEVEN = (
@@ -132,8 +162,9 @@ def test_gradients_for_a_part_of_a_group_are_refused_and_what_has_none_is_named(
     said = f"in update 1 of parameter group 0 parameter 1 of shape (2,) had no gradient{UNEVEN}"
     assert refusal(lambda: update(optimizer, first)) == said
     assert scheduler.updates == 1
-    frozen = weights()[0].requires_grad_(False)
-    optimizer = sgd({"params": weights(), "scale_invariant": False}, {"params": [first, frozen]})
+    trained, frozen = weights(2)
+    frozen.requires_grad_(False)
+    optimizer = sgd({"params": weights(), "scale_invariant": False}, {"params": [trained, frozen]})
     scheduler = ExpLR(optimizer)
     update(optimizer)
     frozen.requires_grad_(True)

@@ -27,6 +27,7 @@ from explr.invariance.findings import Approximation, NormReport, Obstruction, Ro
 from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
 from explr.invariance.measure import measure
 from explr.invariance.propagation import Propagation
+from explr.invariance.reach import reached
 from explr.invariance.report import InvarianceReport
 from explr.invariance.rulebook import QUIET
 from explr.invariance.sandbox import check_model, left_as_it_is
@@ -47,12 +48,12 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
-        example_inputs: what ``model`` is called with; a batch of two or more where it has batch normalisation.
+        example_inputs: what ``model`` is called with in training; a batch of two or more where it has batch normalisation.
         verify: whether to hold the proof against numbers, where it finds something to scale: forward passes of a copy in
             float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
             raised as a bug of explr; one that they cannot be asked about, as of a network too large to be copied, is returned,
             and the report says so.
-        kwargs: what it is called with by name: a network of Hugging Face's needs ``use_cache=False``.
+        kwargs: what it is called with by name, flags included: a network of Hugging Face's needs ``use_cache=False``.
 
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
@@ -96,7 +97,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
             seen = measure(traced.program, inputs, graph)
             report = _report(graph, seen)
             if seen:  # without an eps there is nothing to see
-                scaled = [name for name in graph.parameters if name not in set(report.rest)]
+                scaled = [name for name in graph.parameters if name not in {*report.rest, *report.unused}]
                 report = replace(report, changes=changes_at_scale(model, inputs, scaled))
         except ExplrError:
             raise
@@ -151,7 +152,8 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
             where = (module_path(eps.node, graph.model), operation_name(eps.node), source_line(eps.node))
             approximations.append(Approximation(*where, total_degree(eps.vector), eps.eps, relative))
     vectors = tuple(condition.vector for condition in conditions)
-    sizes = {name: p.numel() for name, p in graph.parameters.items()}
+    used = reached(graph.trace, graph.model)
+    sizes = {name: p.numel() for name, p in graph.parameters.items() if name in used}
     chosen = largest_invariant_set(sizes, vectors)
     bound = {name for vector in vectors for name in vector}
     order = {name: index for index, name in enumerate(sizes)}
@@ -171,6 +173,7 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
         alone=tuple(name for name in sizes if name in chosen and name not in bound),
         joint=tuple(sorted(together, key=lambda part: order[part[0]])),
         rest=tuple(name for name in sizes if name not in chosen),
+        unused=tuple(name for name in graph.parameters if name not in used),
         rows=tuple(_rows(graph, {condition.node: condition.kind for condition in failed})),
         verification=Verification(reason="verify=False"),
         _classes=classes,

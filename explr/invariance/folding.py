@@ -25,7 +25,7 @@ class Folded(NamedTuple):
     parameters: list[str]
 
 
-Parameters = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]  # alone, joint, rest
+Parameters = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str], Sequence[str]]  # alone, joint, rest, unused
 
 
 def fold(
@@ -102,7 +102,13 @@ def _constants(kinds: Iterable[Sequence[Approximation]]) -> list[Table]:
 
 
 def _parameter_lines(
-    alone: Sequence[str], joint: Sequence[Sequence[str]], rest: Sequence[str], *, sets: int | None, names: int | None
+    alone: Sequence[str],
+    joint: Sequence[Sequence[str]],
+    rest: Sequence[str],
+    unused: Sequence[str],
+    *,
+    sets: int | None,
+    names: int | None,
 ) -> list[str]:
     """Say which parameters can be scaled: so many names of so many of the sets that scale together, by default all."""
 
@@ -113,7 +119,8 @@ def _parameter_lines(
     lines += [f"invariant only together: {listed(part)}" for part in joint[:sets]]
     if more := joint[len(joint) if sets is None else sets :]:
         lines.append(f"invariant only together: {len(more)} more set{'s' * (len(more) > 1)}")
-    return lines + ([f"not invariant: {listed(rest)}"] if rest else [])
+    lines += [f"not invariant: {listed(rest)}"] if rest else []
+    return lines + ([f"not used by what the network returns: {listed(unused)}"] if unused else [])
 
 
 def _first(paths: Iterable[str]) -> str:

@@ -35,6 +35,8 @@ class InvarianceReport:
         rest: trainable parameters in neither: scaling the others leaves the output as it is only while these stay put. Freeze
             them, and the rest is scale-invariant. (A large eps of a norm of torch counts in the verdict, but not here: it can
             follow the weights, as :class:`explr.optim.ExpLR` makes it when it is given the model.)
+        unused: trainable parameters on which what the network returns does not depend, in none of these three. Scaling them is
+            no change in the output; but of a loss that reads them elsewhere nothing is known, so they do not convert.
         rows: the operations, in the order of execution.
         verification: how far numbers agree that what converts does, or why they were not asked.
     """
@@ -48,6 +50,7 @@ class InvarianceReport:
     alone: tuple[str, ...]
     joint: tuple[tuple[str, ...], ...]
     rest: tuple[str, ...]
+    unused: tuple[str, ...] = field(repr=False)
     rows: tuple[Row, ...] = field(repr=False)
     verification: Verification = field(repr=False)
     _classes: dict[str, str] = field(repr=False)
@@ -76,30 +79,38 @@ class InvarianceReport:
 
     @property
     def share(self) -> float:
-        """The share of the trainable numbers that convert as they are, which is all but those of ``rest``.
+        """The share of the trainable numbers that convert as they are, all but those of ``rest`` and ``unused``.
 
         :meth:`parameter_groups` converts less where a layer with a bias stands before a norm with running statistics, which
         must be able to follow; ``bias=False`` mends it.
         """
         sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
-        return 1.0 - sum(sizes[name] for name in self.rest) / sum(sizes.values())
+        return 1.0 - sum(sizes[name] for name in (*self.rest, *self.unused)) / sum(sizes.values())
 
     @property
     def advice(self) -> list[str]:
         """What to do about the verdict, and how far to trust it; a sentence or two."""
         lines = []
+        idle = self.unused if any({*o.parameters} & {*self.unused} for o in self.obstructions) else ()
         if self.share == 0.0:
             lines.append("No weight converts as it is: see the obstructions for what would mend it.")
-        elif self.rest:
-            many = f"these {len(self.rest)} tensors (report.rest: {few(self.rest)})"
+        elif freeze := [*self.rest, *idle]:
+            where = "report.rest and report.unused" if idle else "report.rest"
+            many = f"these {len(freeze)} tensors ({where}: {few(freeze)})"
             lines.append(
                 f"{self.share:.1%} of the weights convert as they are, and parameter_groups() sets them apart. "
-                f"Or freeze {self.rest[0] if len(self.rest) == 1 else many}, and the network is scale-invariant."
+                f"Or freeze {freeze[0] if len(freeze) == 1 else many}, and the network is scale-invariant."
             )
         elif not self.invariant:
-            lines.append("All weights convert if that eps follows them: explr.ExpLR(..., model=model) sees to it.")
+            what = "All other weights" if self.unused else "All weights"
+            lines.append(f"{what} convert if that eps follows them: explr.ExpLR(..., model=model) sees to it.")
+        if self.unused:
+            lines.append(
+                f"What the network returns does not depend on {few(self.unused)}: left out of what converts. If training calls "
+                "it in another way, analyse it with what it is called with there."
+            )
         if self.changes:
-            what = "scaling what converts changes the output" if self.rest else "scaling the weights changes the output"
+            what = f"scaling {'what converts' if self.rest or self.unused else 'the weights'} changes the output"
             lines.append(f"Measured: {what} by {' and '.join(f'{v:.1e} at c = {c:g}' for c, v in self.changes.items())}.")
         return [*lines, str(self.verification)] if self.share else lines
 
@@ -107,9 +118,9 @@ class InvarianceReport:
         """Return the parameter groups of a torch optimizer in which :class:`explr.optim.ExpLR` may convert the invariant part.
 
         The first group is the largest set of parameters that leaves the output as it is when scaled together, such that the
-        running statistics of all norms can follow (:meth:`largest_part`); the second holds the rest (a trainable head, affine
-        parameters) and is marked ``scale_invariant=False``, so that it keeps its learning rate and weight decay. A group
-        without parameters is left out.
+        running statistics of all norms can follow (:meth:`largest_part`); the second holds the others (a trainable head, affine
+        parameters, what is ``unused``) and is marked ``scale_invariant=False``, so that it keeps its learning rate and weight
+        decay. A group without parameters is left out.
 
         Args:
             options: what both groups share: ``lr``, ``weight_decay``, ``momentum``, ...
@@ -135,12 +146,14 @@ class InvarianceReport:
     def largest_part(self, parameters: Iterable[str | Tensor], *, statistics: bool = True) -> list[str]:
         """Return the largest set among these parameters that leaves the output as it is when scaled together, by name.
 
+        Those that are ``unused`` are not in it.
+
         Args:
             parameters: those to choose from.
             statistics: whether the running statistics of all norms must be able to follow, for which the input of a norm has to
                 have one degree. It has two where a bias before the norm grows by another power than the weights.
         """
-        sizes = {name: self._parameters[name].numel() for name in self._names(parameters)}
+        sizes = {name: self._parameters[name].numel() for name in self._names(parameters).difference(self.unused)}
         one_degree = [combine(v, vectors[0], Fraction(-1)) or {} for vectors in self._norm_inputs.values() for v in vectors[1:]]
         chosen = largest_invariant_set(sizes, [*self._conditions, *(one_degree if statistics else [])])
         return [name for name in self._parameters if name in chosen]
@@ -196,7 +209,7 @@ class InvarianceReport:
         return html_page(self.verdict, *parts)
 
     def _folded(self, full: bool) -> Folded:
-        parameters = self.alone, self.joint, self.rest
+        parameters = self.alone, self.joint, self.rest, self.unused
         return fold(self.obstructions, self.rows, self.norms, self.approximations, parameters, self._classes, full=full)
 
     def _names(self, parameters: Iterable[str | Tensor]) -> set[str]:
