@@ -59,7 +59,7 @@ def export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | N
             warnings.simplefilter("ignore")  # of torch.export, about modules that set attributes: explr.invariance.steps
             return torch.export.export(model, inputs, kwargs, strict=False)
     except Exception as error:
-        run(model, dict(model.named_parameters()), inputs, "example inputs", kwargs)  # does the model run at all?
+        run(model, {}, inputs, "example inputs", kwargs)  # does the model run at all?
         raise ExplrError(
             f"torch.export cannot trace {type(model).__name__}: {first_line(error)}. Rewrite what depends on the values of "
             "tensors, or use explr.lemma1, which needs no graph."
@@ -92,14 +92,20 @@ def run(
     what: str,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call the model with other parameters and copies of its buffers, so that it stays as it is."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    """Call the model with other parameters, and copies of the rest and of its buffers, so that it stays as it is."""
+    own = (*model.named_parameters(), *model.named_buffers())
+    copies = {name: _copy(tensor) for name, tensor in own if name not in parameters}
     inputs, named = tree_map_only(Tensor, lambda x: x.detach().clone(), (tuple(inputs), dict(kwargs or {})))
     try:
-        return functional_call(model, {**parameters, **buffers}, inputs, named)
+        return functional_call(model, {**parameters, **copies}, inputs, named)
     except Exception as error:
         shapes = ", ".join([_shape(x) for x in inputs] + [f"{name}={_shape(x)}" for name, x in named.items()])
         raise ExplrError(f"{type(model).__name__} does not run on {what} {shapes}: {first_line(error)}") from error
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
 def _shape(value: Any) -> str:
