@@ -1,8 +1,8 @@
-"""A proof against numbers: what is claimed not to change the output is done, on a copy in float64, for two steps in a row.
+"""A proof against numbers: what is claimed not to change the output is done, on a copy in float64, for some steps in a row.
 
 The prover follows rules, and a rule may be wrong. So every set of parameters that it claims can be scaled is scaled, each by a
 factor of its own and another at each step, and the outputs are compared, with the same random numbers, and with state carried
-from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding, and the
+from each step to the next. The factors are powers of two, which floating point multiplies by without rounding, and the
 eps of norms follows them: of an invariant network even the rounding errors stay what they are. But for some, such as those of a
 bias that scales beside weights that do not; and a norm of what is constant divides nothing but rounding errors by nothing. So
 where outputs differ, they are held against a control: how much they differ when the weights move by one unit in the last place.
@@ -11,7 +11,6 @@ where outputs differ, they are held against a control: how much they differ when
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,8 @@ LARGEST = 500_000_000  # a copy of more numbers than these could be too much for
 DRAWS = 2
 CONTROLS = 3  # random moves of all weights by a unit in the last place
 ROUNDING = 10.0  # a difference up to so many times that of a control is no sign of anything
-Exponents = Sequence[tuple[int, int]]  # of every set, at the first step and the second, as powers of two
+STEPS = 2
+Exponents = Sequence[tuple[int, ...]]  # of every set, at each step, as powers of two
 
 
 def hold_against_numbers(
@@ -43,6 +43,7 @@ def hold_against_numbers(
     sets: Sequence[Sequence[str]],
     eps: Mapping[str, tuple[float, Vector]],
     left: float = 0.0,
+    steps: int = STEPS,
 ) -> Verification:
     """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, or why not.
 
@@ -52,6 +53,7 @@ def hold_against_numbers(
         sets: names of parameters; each set may be scaled without the others.
         eps: module → what its attribute ``eps`` is, and the degree of what it is added to; scaled as that is.
         left: how large, relatively, what counts as an eps and is no attribute of a module is.
+        steps: how many in a row; more than two where the network carries something on from each to the next.
 
     Returns:
         The largest change; or the reason why nothing was compared, such as a network that cannot be copied, or one that divides
@@ -68,11 +70,12 @@ def hold_against_numbers(
         return Verification(reason=f"a copy of {many:,} parameters, more than {LARGEST:,}, may not fit into memory")
     if any(p.is_meta or p.layout is not torch.strided for p in parameters):
         return Verification(reason="some parameters are sparse, or on the meta device")
+    unscaled = [(0,) * steps] * len(sets)
     plain: list[Tensor] | None = None
     for dtype in (torch.float64, None):  # the types of some networks are written into their code
         run = _Run(model, inputs, eps, dtype)
         allowed = run.tolerance + 50.0 * left
-        if allowed <= 0.1 and (plain := run(sets, [(0, 0)] * len(sets))) is not None:
+        if allowed <= 0.1 and (plain := run(sets, unscaled)) is not None:
             break
     if plain is None:
         what = "a constant that counts as an eps is too large" if allowed > 0.1 else "a copy of the network does not run"
@@ -85,14 +88,14 @@ def hold_against_numbers(
     powers = (2, 4, 6) if left else (-6, -4, -2, 2, 4, 6)
     worst: float | None = None
     for _ in range(DRAWS):
-        exponents = [(chance.choice(powers), chance.choice(powers)) for _ in sets]
+        exponents = [tuple(chance.choice(powers) for _ in range(steps)) for _ in sets]
         scaled = run(sets, exponents)
         if scaled is None or not _finite(scaled):  # a scale that floating point does not hold
             continue
         change = _distance(scaled, plain)
         worst = max(worst or 0.0, change)
         if change > allowed:
-            noise = max(run.noise(sets, exponents, scaled), run.noise(sets, [(0, 0)] * len(sets), plain))
+            noise = max(run.noise(sets, exponents, scaled), run.noise(sets, unscaled, plain))
             if change <= ROUNDING * noise:
                 moved = f"moving the weights by one unit in the last place changes the output by {noise:.1e} of its size"
                 return Verification(reason=f"numbers cannot tell, for {moved}")
@@ -106,8 +109,8 @@ def hold_against_numbers(
     if worst is None:
         return Verification(reason="at other scales the output is not finite, or a copy of the network does not run")
     if run.has_gradients_of_its_own():
-        powers_of = dict(zip(map(tuple, sets), (power for power, _ in exponents), strict=True))
-        plain_gradients, gradients = run.gradients(sets, [(0, 0)] * len(sets)), run.gradients(sets, exponents)
+        powers_of = dict(zip(map(tuple, sets), (power for power, *_ in exponents), strict=True))
+        plain_gradients, gradients = run.gradients(sets, unscaled), run.gradients(sets, exponents)
         for names, power in powers_of.items():
             for name in names:
                 change = _distance([gradients[name] * 2.0**power], [plain_gradients[name]])
@@ -129,14 +132,14 @@ def changes_at_scale(
     nothing to compare.
     """
     run = _Run(model, inputs, {}, None)
-    if not names or (plain := run([names], [(0, 0)])) is None or run.foreign or not any(output.any() for output in plain):
+    if not names or (plain := run([names], [(0,) * STEPS])) is None or run.foreign or not any(output.any() for output in plain):
         return {}
-    changed = {2.0**power: run([names], [(power, power)]) for power in (2, -2)}
+    changed = {2.0**power: run([names], [(power,) * STEPS]) for power in (2, -2)}
     return {factor: _distance(outputs, plain) for factor, outputs in changed.items() if outputs is not None}
 
 
 class _Run:
-    """Two steps of a copy of a network."""
+    """Some steps of a copy of a network, as many as there are exponents."""
 
     def __init__(
         self, model: nn.Module, inputs: Any, eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
@@ -153,7 +156,7 @@ class _Run:
         self.tolerance = 100.0 * math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=1.0))
 
     def __call__(self, sets: Sequence[Sequence[str]], exponents: Exponents, control: int | None = None) -> list[Tensor] | None:
-        """Return the outputs of both steps; None where the copy does not run.
+        """Return the outputs of all steps; None where the copy does not run.
 
         A ``control`` is the seed with which every weight is moved by one unit in the last place, up or down.
         """
@@ -176,7 +179,7 @@ class _Run:
         """Tell whether a backward written by hand, which no trace shows, is on the way to the output."""
         assert self.twin is not None
         with left_as_it_is(self.twin), torch.enable_grad():
-            outputs = list(itertools.islice(self._steps(self.twin, [], []), 1))
+            outputs = list(self._steps(self.twin, [()], [(0,)]))
         seen: set[Any] = set()
         todo = [output.grad_fn for output in outputs]
         while todo:
@@ -196,7 +199,7 @@ class _Run:
             mine.copy_(original)
         with left_as_it_is(self.twin), torch.enable_grad():
             self.twin.zero_grad()
-            outputs = list(itertools.islice(self._steps(self.twin, sets, exponents), 1))
+            outputs = list(self._steps(self.twin, sets, [powers[:1] for powers in exponents]))
             chance = torch.Generator().manual_seed(0)
             weights = [torch.randn(o.shape, generator=chance, dtype=torch.float64).to(o) for o in outputs]
             torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum().backward()
@@ -228,13 +231,13 @@ class _Run:
 
     def _steps(self, twin: nn.Module, sets: Sequence[Sequence[str]], exponents: Exponents) -> Iterator[Tensor]:
         parameters = dict(twin.named_parameters())
-        for step in range(2):
+        for step in range(len(exponents[0])):
             scale: dict[str, int] = {}  # of every parameter, as a power of two
             for names, powers in zip(sets, exponents, strict=True):
                 scale |= dict.fromkeys(names, powers[step])
                 with torch.no_grad():
                     for name in names:
-                        parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
+                        parameters[name].mul_(2.0 ** (powers[step] - (powers[step - 1] if step else 0)))
             for path, (eps, degree) in self.eps.items():
                 twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
             with _Watch(self.model) as watch:
