@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import random
 import types
 from collections import deque
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from explr.errors import ExplrError
+from explr.invariance.graph import storage_key
 
 _BOOKKEEPING = ("_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl")
+_METHODS = types.MethodType | types.BuiltinMethodType  # bound to what they are of
 _DEEPEST = 6
 _LONGEST = 10_000
 
@@ -43,30 +46,43 @@ def values_in(model: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what the modules of a model hold, and what that holds."""
+    """Put back what the modules of a model hold, and what that holds, the numbers in tensors and arrays included.
+
+    Not those of parameters, of which a caller makes copies; nor of sparse tensors.
+    """
     before = [(container, _copied(container)) for _, container in _containers(model)]
+    values = {id(value): value for value in contents(model).values()}.values()
+    tensors = [(t, t.detach(), _each_once(t.detach()).clone()) for t in values if isinstance(t, Tensor) and _can_be_kept(t)]
+    arrays = [(a, a.copy()) for a in values if isinstance(a, np.ndarray) and a.flags.writeable and not a.dtype.hasobject]
     try:
         yield
     finally:
         for container, copy in before:
             _restore(container, copy)
+        for tensor, memory, numbers in tensors:
+            with torch.inference_mode():  # in which any tensor may be written
+                if not torch.equal(own := _each_once(memory), numbers):
+                    own.copy_(numbers)
+            if storage_key(tensor) != storage_key(memory):  # its .data were set
+                tensor.data = memory
+        for array, copy in arrays:
+            if not np.array_equal(array, copy):
+                array[...] = copy
 
 
-@contextmanager
-def chance_in_tensors(what: str) -> Iterator[None]:
-    """Raise an ExplrError if random numbers are drawn otherwise than as tensors; put back those generators."""
-    python, legacy = random.getstate(), np.random.get_state(legacy=False)
-    try:
-        yield
-        drawn = "Python's random" if random.getstate() != python else "numpy.random"
-        if random.getstate() != python or str(np.random.get_state(legacy=False)) != str(legacy):
-            raise ExplrError(
-                f"{what} draws from {drawn}, of which a trace sees one outcome, and a proof must hold for all. Draw with "
-                "torch.rand, and choose with torch.where; or use explr.lemma1, which goes by numbers."
-            )
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
+def stop_iterators(model: nn.Module) -> None:
+    """Let a model raise an ExplrError where it moves on an iterator, of which nobody can say where it stands.
+
+    Until :func:`attributes_kept` puts the iterators back.
+    """
+    for path, container in list(_containers(model)):
+        for key, value in _items(container):
+            if hasattr(type(value), "__next__") and not _is_container(value) and not isinstance(value, io.IOBase):
+                stopped = _Stopped(f"{type(model).__name__}.{path}{key}")
+                if isinstance(container, types.CellType):
+                    container.cell_contents = stopped
+                elif isinstance(container, dict | list | deque):
+                    container[key] = stopped
 
 
 def _containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -91,11 +107,11 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _is_container(value: Any) -> bool:
     if isinstance(value, nn.Module):  # one that is no submodule, such as in a list
         return True
-    if isinstance(value, Tensor | type | types.ModuleType | torch.dtype | torch.device):
+    if isinstance(value, Tensor | type | types.ModuleType | torch.dtype | torch.device | random.Random):
         return False
     if isinstance(value, types.FunctionType):
         return not (value.__module__ or "").startswith(("torch", "explr.invariance"))
-    if isinstance(value, dict | list | tuple | set | deque | types.CellType | functools.partial):
+    if isinstance(value, dict | list | tuple | set | deque | types.CellType | functools.partial | _METHODS):
         return True
     return hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch", "numpy", "builtins"))
 
@@ -103,6 +119,8 @@ def _is_container(value: Any) -> bool:
 def _vars(value: Any) -> Any:
     if isinstance(value, types.FunctionType):
         return (*(value.__closure__ or ()), value.__dict__)
+    if isinstance(value, _METHODS):
+        return (value.__self__,)
     return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else value.__dict__
 
 
@@ -138,9 +156,38 @@ def _restore(container: Any, copy: Any) -> None:
         (container.update if isinstance(container, set) else container.extend)(copy)
 
 
+def _can_be_kept(tensor: Tensor) -> bool:
+    return not (isinstance(tensor, nn.Parameter) or tensor.is_meta or tensor.is_nested) and tensor.layout is torch.strided
+
+
+def _each_once(tensor: Tensor) -> Tensor:
+    """Return each number of a tensor once, where an axis was expanded."""
+    return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
+
+
 def _in_words(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"an array {value.tobytes()!r}"
     return repr(value) if isinstance(value, bool | int | float | complex | str | bytes | None) else type(value).__name__
+
+
+class _Stopped:
+    """Stands for an iterator of a model."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __iter__(self) -> _Stopped:
+        return self
+
+    def __next__(self) -> Any:
+        raise ExplrError(
+            f"{self.path} is an iterator, and a call moves it on, so that no two calls are alike. Take what it gives outside "
+            "the model, and hand it over as an input."
+        )
+
+    def send(self, value: Any) -> Any:
+        """Go on as a generator does."""
+        return next(self)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from explr.errors import ExplrError
 from explr.invariance.graph import first_line
 from explr.invariance.measure import variances_of
-from explr.invariance.sandbox import check_model, left_as_it_is, run
+from explr.invariance.sandbox import check_model, hooked_alike, left_as_it_is, run
 from explr.invariance.tables import html_lines, html_page, html_tall_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
@@ -77,18 +77,28 @@ def _gradients(
     model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], weights: dict[str, Tensor], factor: float, inputs: Any, target: Any
 ) -> dict[str, Tensor]:
     scaled = {name: (factor * weight).requires_grad_() for name, weight in weights.items()}
+    for name, weight in scaled.items():
+        hooked_alike(weight, model.get_parameter(name))
     with torch.enable_grad():
         output = run(model, scaled, inputs, "a batch of")
         try:
             loss = loss_fn(output, target)
         except Exception as error:
             raise ExplrError(f"loss_fn(model(*inputs), target) fails: {first_line(error)}") from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad or not bool(torch.isfinite(loss)):
+    if (
+        not isinstance(loss, Tensor)
+        or loss.numel() != 1
+        or loss.is_complex()
+        or not (loss.requires_grad and torch.isfinite(loss))
+    ):
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
         raise ExplrError(
-            f"at {factor:g} times the weights the loss is {found}: it must be a finite scalar that depends on them."
+            f"at {factor:g} times the weights the loss is {found}: it must be a finite scalar that depends on them, and real."
         )
-    gradients = torch.autograd.grad(loss, list(scaled.values()), allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss, list(scaled.values()), allow_unused=True)
+    except Exception as error:
+        raise ExplrError(f"the backward pass of {type(model).__name__} fails: {first_line(error)}") from error
     return {
         name: torch.zeros_like(weights[name]) if gradient is None else gradient
         for name, gradient in zip(scaled, gradients, strict=True)
@@ -96,9 +106,13 @@ def _gradients(
 
 
 def _compare_gradients(name: str, weight: Tensor, at_one: Tensor, at_factor: Tensor, factor: float) -> GradientRow:
-    weight, at_one, at_factor = weight.double(), at_one.double(), at_factor.double()
+    weight, at_one, at_factor = (_real(tensor).double() for tensor in (weight, at_one, at_factor))
     norms = (float(tensor.norm()) for tensor in (at_one, weight, at_one - factor * at_factor))
     return GradientRow(name, float((at_one * weight).sum()), *norms)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _ratio(part: float, whole: float) -> float:

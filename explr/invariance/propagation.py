@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from explr.errors import ExplrError
 from explr.invariance.calls import Call
@@ -19,9 +18,9 @@ from explr.invariance.graph import (
     attribute,
     first_line,
     lifted_tensors,
-    lookup,
     nodes_in,
     operation_name,
+    placeholders,
     read_storages,
     regions_of,
     running_statistics,
@@ -86,13 +85,8 @@ class Propagation(Findings):
 
     def _inputs(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Lay out what the graph takes from outside, where it lies in the machine."""
-        leaves = iter(tree_leaves(inputs))
         lifted = lifted_tensors(self.program)
-        real: dict[fx.Node, Tensor | None] = {}
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                value = lookup(self.program, lifted[node.name]) if node.name in lifted else next(leaves, None)
-                real[node] = value if isinstance(value, Tensor) else None
+        real = {node: value if isinstance(value, Tensor) else None for node, value in placeholders(self.program, inputs)}
         real |= dict(_constants(self.program.graph_module))
         real = {node: tensor for node, tensor in real.items() if isinstance(node.meta.get("val"), Tensor)}
         self.memory.settle((node.meta["val"], tensor) for node, tensor in real.items() if tensor is not None)

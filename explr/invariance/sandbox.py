@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from explr.errors import ExplrError
-from explr.invariance.attributes import attributes_kept
+from explr.invariance.attributes import attributes_kept, stop_iterators
+from explr.invariance.chance import generators_kept
 from explr.invariance.graph import first_line
 
 
@@ -26,6 +27,12 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
     """Raise an ExplrError, in the name of a function, for a model that cannot be analysed."""
     if not isinstance(model, nn.Module):
         raise ExplrError(f"{function} takes a torch.nn.Module, not {type(model).__name__}.")
+    compiled = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if compiled and (isinstance(model, torch.jit.ScriptModule) or function != "lemma1"):  # which runs a part as it is
+        raise ExplrError(
+            f"{compiled[0] or type(model).__name__} comes from torch.jit, and {function} takes a network in Python. Give it "
+            "the module that torch.jit.script or torch.jit.trace was given: their parameters can be the same."
+        )
     if not inputs:
         raise ExplrError(
             f"{function} needs inputs to run the model on: {function}(model, torch.randn(2, 3, 32, 32)), for example."
@@ -44,9 +51,13 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
 
 @contextmanager
 def left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Put back at the end what the modules keep in Python, and the random state, on the CPU and on the devices of the model."""
+    """Put back at the end what the modules keep in Python, and the random state, on the CPU and on the devices of the model.
+
+    What cannot be put back, an iterator, may not be moved on.
+    """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), attributes_kept(model):
+    with torch.random.fork_rng(devices=devices), generators_kept(model), attributes_kept(model):
+        stop_iterators(model)
         yield
 
 
@@ -58,11 +69,15 @@ def export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | N
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()), attributes_kept(model), _traceable(model):
             warnings.simplefilter("ignore")  # of torch.export, about modules that set attributes: explr.invariance.steps
             return torch.export.export(model, inputs, kwargs, strict=False)
+    except ExplrError:
+        raise
     except Exception as error:
         run(model, {}, inputs, "example inputs", kwargs)  # does the model run at all?
+        why, remedy = first_line(error), "Rewrite what depends on the values of tensors"
+        if "fake tensor in the exported program" in why:
+            why, remedy = "it writes into the .data of a tensor", "Write under torch.no_grad(), with copy_ and not with .data"
         raise ExplrError(
-            f"torch.export cannot trace {type(model).__name__}: {first_line(error)}. Rewrite what depends on the values of "
-            "tensors, or use explr.lemma1, which needs no graph."
+            f"torch.export cannot trace {type(model).__name__}: {why}. {remedy}, or use explr.lemma1, which needs no graph."
         ) from error
     finally:
         logging.disable(logged)
@@ -98,9 +113,18 @@ def run(
     inputs, named = tree_map_only(Tensor, lambda x: x.detach().clone(), (tuple(inputs), dict(kwargs or {})))
     try:
         return functional_call(model, {**parameters, **copies}, inputs, named)
+    except ExplrError:
+        raise
     except Exception as error:
         shapes = ", ".join([_shape(x) for x in inputs] + [f"{name}={_shape(x)}" for name, x in named.items()])
         raise ExplrError(f"{type(model).__name__} does not run on {what} {shapes}: {first_line(error)}") from error
+
+
+def hooked_alike(copy: Tensor, original: Tensor) -> Tensor:
+    """Give a copy of a parameter the hooks on its gradient; not those for afterwards, which may take a step."""
+    for hook in (original._backward_hooks or {}).values() if copy.requires_grad else ():
+        copy.register_hook(hook)
+    return copy
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from explr.invariance.attributes import tensors_in
 from explr.invariance.degrees import Vector
 from explr.invariance.findings import Verification
 from explr.invariance.graph import storage_key
-from explr.invariance.sandbox import left_as_it_is
+from explr.invariance.sandbox import hooked_alike, left_as_it_is
 from explr.invariance.tables import few
 
 LARGEST = 500_000_000  # a copy of more numbers than these could be too much for the machine
@@ -61,7 +61,7 @@ def hold_against_numbers(
 
     Raises:
         ExplrError: if the output changes by more than rounding, and what is left of eps, explain, or if a backward that was
-            written by hand gives a gradient that does not go with the scale.
+            written by hand, or a hook, makes a gradient that does not go with the scale.
     """
     parameters = list(model.parameters())
     if not sets:
@@ -109,17 +109,21 @@ def hold_against_numbers(
     if worst is None:
         return Verification(reason="at other scales the output is not finite, or a copy of the network does not run")
     if run.has_gradients_of_its_own():
-        powers_of = dict(zip(map(tuple, sets), (power for power, *_ in exponents), strict=True))
-        plain_gradients, gradients = run.gradients(sets, unscaled), run.gradients(sets, exponents)
-        for names, power in powers_of.items():
-            for name in names:
-                change = _distance([gradients[name] * 2.0**power], [plain_gradients[name]])
-                if change > allowed:
-                    raise ExplrError(
-                        f"{type(model).__name__} has a torch.autograd.Function whose backward is not the derivative of its "
-                        f"forward: the output does not feel the scale of {name}, but its gradient is off by {change:.1e} of "
-                        "1/c times what it was. Then no theorem holds. Use a backward that shrinks as the weights grow."
-                    )
+        powers = [power for power, *_ in exponents]
+        before, after = run.gradients(sets, [0] * len(sets)), run.gradients(sets, powers)
+        if before is None or after is None:
+            return Verification(reason="the backward pass of a copy of the network does not run")
+        largest = max(float(gradient.norm()) for gradient in before.values())
+        for name, power in ((name, power) for names, power in zip(sets, powers, strict=True) for name in names):
+            # One that is 0 but for rounding, such as that of a bias before a norm, is compared with the others.
+            size = max(float(before[name].norm()), run.tolerance * largest)
+            change = float((after[name] * 2.0**power - before[name]).norm()) / size if size else 0.0
+            if change > allowed:
+                raise ExplrError(
+                    f"{type(model).__name__} has a custom backward, or a hook on gradients: the output does not feel the scale "
+                    f"of {name}, but its gradient is off by {change:.1e} of 1/c times what it was. Then no theorem holds. Use "
+                    "a backward, and hooks, with which gradients shrink as the weights grow."
+                )
     return Verification(worst, "float64" if run.dtype else "the precision of the network")
 
 
@@ -149,9 +153,10 @@ class _Run:
         self.eps = eps
         self.dtype = dtype
         self.foreign = False
+        self.hooked = False
         self.twin: nn.Module | None = None
         self.memory: list[tuple[Tensor, Tensor]] = []  # of the copy, and of the original
-        kinds = {dtype or p.dtype for p in model.parameters() if p.is_floating_point()}
+        kinds = {dtype or p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
         # As in lemma1: a relative error of x in the activations switches about that share of the ReLUs.
         self.tolerance = 100.0 * math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=1.0))
 
@@ -176,10 +181,17 @@ class _Run:
         return max(_distance(self(sets, exponents, seed), outputs) for seed in range(CONTROLS))
 
     def has_gradients_of_its_own(self) -> bool:
-        """Tell whether a backward written by hand, which no trace shows, is on the way to the output."""
+        """Tell whether a backward written by hand, or a hook, which no trace shows, may be on the way to the output."""
         assert self.twin is not None
-        with left_as_it_is(self.twin), torch.enable_grad():
-            outputs = list(self._steps(self.twin, [()], [(0,)]))
+        if any(module._backward_hooks or module._backward_pre_hooks for module in self.twin.modules()):
+            return True
+        if any(parameter._backward_hooks for parameter in self.twin.parameters()):
+            return True
+        try:
+            with left_as_it_is(self.twin), torch.enable_grad():
+                outputs = list(self._steps(self.twin, [()], [(0,)]))
+        except Exception:  # which the attempt to take gradients will say
+            return True
         seen: set[Any] = set()
         todo = [output.grad_fn for output in outputs]
         while todo:
@@ -190,19 +202,24 @@ class _Run:
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 return True
             todo += [following for following, _ in node.next_functions]
-        return False
+        return self.hooked
 
-    def gradients(self, sets: Sequence[Sequence[str]], exponents: Exponents) -> dict[str, Tensor]:
-        """Return the gradients of a fixed function of the first step's outputs."""
+    def gradients(self, sets: Sequence[Sequence[str]], powers: Sequence[int]) -> dict[str, Tensor] | None:
+        """Return the gradients of a fixed function of the outputs of one step; None where there is no backward pass."""
         assert self.twin is not None
         for mine, original in self.memory:
             mine.copy_(original)
-        with left_as_it_is(self.twin), torch.enable_grad():
-            self.twin.zero_grad()
-            outputs = list(self._steps(self.twin, sets, [powers[:1] for powers in exponents]))
-            chance = torch.Generator().manual_seed(0)
-            weights = [torch.randn(o.shape, generator=chance, dtype=torch.float64).to(o) for o in outputs]
-            torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum().backward()
+        try:
+            with left_as_it_is(self.twin), torch.enable_grad():
+                self.twin.zero_grad()
+                steps = self._steps(self.twin, sets, [(power,) for power in powers])
+                outputs = [output for output in map(_dense, steps) if output.requires_grad]
+                chance = torch.Generator().manual_seed(0)
+                kinds = [torch.complex128 if output.is_complex() else torch.float64 for output in outputs]
+                weights = [torch.randn(o.shape, generator=chance, dtype=k).to(o) for o, k in zip(outputs, kinds, strict=True)]
+                torch.autograd.backward(outputs, weights)
+        except Exception:  # of the user's code, which may do anything
+            return None
         return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.twin.named_parameters()}
 
     def _copy(self) -> nn.Module:
@@ -220,7 +237,9 @@ class _Run:
                 new = storages[key].as_strided(data.shape, data.stride(), data.storage_offset())
             else:
                 new = self._converted(data)
-            memo.setdefault(id(tensor), nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
+            if isinstance(tensor, nn.Parameter):
+                new = hooked_alike(nn.Parameter(new, tensor.requires_grad), tensor)
+            memo.setdefault(id(tensor), new)
         return copy.deepcopy(self.model, memo)
 
     def _converted(self, tensor: Tensor) -> Tensor:
@@ -244,21 +263,27 @@ class _Run:
                 args, named = tree_map_only(Tensor, self._converted, self.inputs)
                 output = twin(*args, **named)
             self.foreign |= watch.foreign
+            self.hooked |= watch.hooked
             yield from (leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 class _Watch(TorchFunctionMode):
-    """Sees whether a copy uses the parameters of the original, such as through a function that was defined around them."""
+    """Sees whether a copy uses the parameters of the original, such as through a function that was defined around them.
+
+    And whether it gets at what will be gradients.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.foreign = False
+        self.hooked = False
         self._own = {id(parameter) for parameter in model.parameters()}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for arg in (*args, *kwargs.values()):
             self.foreign |= id(arg) in self._own
+        self.hooked |= function in (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
         return function(*args, **kwargs)
 
 
@@ -266,7 +291,7 @@ def _move_by_an_ulp(model: nn.Module, seed: int) -> None:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() or parameter.is_complex():
                 signs = torch.randint(0, 2, parameter.shape, generator=chance).to(parameter) * 2 - 1
                 parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
 
