@@ -42,8 +42,8 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
 
     Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and, where it has an eps to measure, run a few times on the example inputs, on its own device; its running
-    statistics, random state, attributes, training flags and gradients stay as they are.
+    model is traced and, where it has an eps to measure, run a few times on the example inputs, on its own device; its weights,
+    running statistics, attributes, training flags and gradients stay as they are, and so does the random state.
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
@@ -57,7 +57,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
             run on them or cannot be exported; where parameters share memory, or what is computed depends on a Python number
-            that changes from call to call; when a verification fails.
+            that changes from call to call, one that is random, or an iterator; when a verification fails.
 
     >>> norm = nn.LayerNorm(8, elementwise_affine=False)
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 2))
@@ -85,6 +85,7 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     <BLANKLINE>
     invariant on their own: 0.weight
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which computes the same
     check_model(model, (*example_inputs, *kwargs.values()), "scale_invariance")
     with left_as_it_is(model):
         with chance_in_tensors(model):

@@ -7,13 +7,15 @@ import io
 import random
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from explr.errors import ExplrError
 from explr.invariance.graph import storage_key
@@ -40,8 +42,13 @@ def tensors_in(model: nn.Module) -> dict[str, Tensor]:
 
 
 def values_in(model: nn.Module) -> dict[str, str]:
-    """Return path → value in words, for what a network could look at to decide what to compute; of a tensor, its shape."""
-    return {path: _in_words(value) for path, value in contents(model).items()}
+    """Return path → value in words, for what a network could look at to decide what to compute.
+
+    Of a tensor, its shape, and its number where a trace knows that; of a function, its code; of a module, its name.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    everything = ((f"{path}{key}", value) for path, container in _containers(model) for key, value in _items(container))
+    return {path: _in_words(value, names) for path, value in everything if not _is_container(value) or callable(value)}
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def stop_iterators(model: nn.Module) -> None:
                 stopped = _Stopped(f"{type(model).__name__}.{path}{key}")
                 if isinstance(container, types.CellType):
                     container.cell_contents = stopped
-                elif isinstance(container, dict | list | deque):
+                elif isinstance(container, MutableMapping | list | deque):
                     container[key] = stopped
 
 
@@ -99,9 +106,9 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             if not _is_container(value) or id(value) in seen or depth > _DEEPEST:
                 continue
             seen.add(id(value))
-            container = value if isinstance(value, dict | list | tuple | set | deque | types.CellType) else _vars(value)
-            yield path, container
-            waiting += [(f"{path}{key}.", inner, depth + 1) for key, inner in _items(container)]
+            for container in _parts(value):
+                yield path, container
+                waiting += [(f"{path}{key}.", inner, depth + 1) for key, inner in _items(container)]
 
 
 def _is_container(value: Any) -> bool:
@@ -113,15 +120,27 @@ def _is_container(value: Any) -> bool:
         return not (value.__module__ or "").startswith(("torch", "explr.invariance"))
     if isinstance(value, dict | list | tuple | set | deque | types.CellType | functools.partial | _METHODS):
         return True
-    return hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch", "numpy", "builtins"))
+    kept = hasattr(value, "__dict__") or _slots_of(type(value))
+    return bool(kept) and not type(value).__module__.startswith(("torch", "numpy", "builtins"))
 
 
-def _vars(value: Any) -> Any:
+def _parts(value: Any) -> list[Any]:
+    """Return the containers in which a value keeps what it holds."""
+    if isinstance(value, dict | list | tuple | set | deque | types.CellType):
+        return [value]
     if isinstance(value, types.FunctionType):
-        return (*(value.__closure__ or ()), value.__dict__)
+        return [(*(value.__closure__ or ()), value.__dict__)]
     if isinstance(value, _METHODS):
-        return (value.__self__,)
-    return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else value.__dict__
+        return [(value.__self__,)]
+    if isinstance(value, functools.partial):
+        return [(value.func, value.args, value.keywords)]
+    return [*([value.__dict__] if hasattr(value, "__dict__") else ()), *([_Slots(value)] if _slots_of(type(value)) else ())]
+
+
+@functools.cache
+def _slots_of(kind: type) -> tuple[str, ...]:
+    entries = (entry for parent in kind.__mro__ if "__slots__" in vars(parent) for entry in vars(parent).items())
+    return tuple(name for name, entry in entries if isinstance(entry, types.MemberDescriptorType))
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:
@@ -132,7 +151,7 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
             return []
     if len(container) > _LONGEST:  # of a table of data, its length
         return [("length", len(container))]
-    if isinstance(container, dict):
+    if isinstance(container, MutableMapping):
         return [(key, value) for key, value in container.items() if key not in _BOOKKEEPING]
     return list(enumerate(sorted(container, key=str) if isinstance(container, set) else container))
 
@@ -140,14 +159,14 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
 def _copied(container: Any) -> Any:
     if isinstance(container, types.CellType):
         return _items(container)
-    return dict(container) if isinstance(container, dict) else list(container)
+    return dict(container) if isinstance(container, MutableMapping) else list(container)
 
 
 def _restore(container: Any, copy: Any) -> None:
     if isinstance(container, types.CellType):
         if copy:
             container.cell_contents = copy[0][1]
-    elif isinstance(container, dict):
+    elif isinstance(container, MutableMapping):
         if [(key, id(value)) for key, value in container.items()] != [(key, id(value)) for key, value in copy.items()]:
             container.clear()
             container.update(copy)
@@ -165,12 +184,43 @@ def _each_once(tensor: Tensor) -> Tensor:
     return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: Any, names: dict[int, str]) -> str:
+    if isinstance(value, FakeTensor) and value.constant is not None:  # a trace branches on it as on a number
+        with _disable_current_modes():
+            return f"a tensor of {value.constant.tolist()}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"an array {value.tobytes()!r}"
+    if isinstance(value, types.FunctionType):
+        return f"{value.__qualname__} of line {value.__code__.co_firstlineno} ({id(value.__code__):x})"
+    if isinstance(value, types.BuiltinFunctionType | type):
+        return value.__qualname__
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__} {names.get(id(value), '')}"
     return repr(value) if isinstance(value, bool | int | float | complex | str | bytes | None) else type(value).__name__
+
+
+class _Slots(MutableMapping[str, Any]):
+    """What an object keeps in its slots, as a dict of them."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        object.__setattr__(self.owner, name, value)  # of a frozen dataclass, too
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self.owner, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in _slots_of(type(self.owner)) if hasattr(self.owner, name)])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class _Stopped:

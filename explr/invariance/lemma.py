@@ -33,7 +33,7 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
 
     For a scale-invariant loss L the gradient is perpendicular to the weights, ⟨∇L(θ), θ⟩ = 0, and scales inversely,
     ∇L(θ) = c ∇L(cθ). θ holds the parameters that require grad. The model, its buffers and gradients are not touched: both
-    gradients are taken on copies, with the same random numbers.
+    gradients are taken on copies, with the same random numbers, whichever generator they come from.
 
     Args:
         model: any module, in training mode.
@@ -43,7 +43,8 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
 
     Raises:
         ExplrError: for a factor that is not positive and finite, a model in eval mode or without trainable parameters, a batch
-            that the model or the loss does not accept, a loss that is not a finite scalar.
+            that the model or the loss does not accept, a loss that is not a finite scalar, a backward pass that fails; for a
+            model that moves an iterator on, so that no two calls are alike.
 
     >>> norm = nn.LayerNorm(8, elementwise_affine=False)
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.Linear(8, 2).requires_grad_(False))

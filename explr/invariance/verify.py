@@ -34,6 +34,7 @@ DRAWS = 2
 CONTROLS = 3  # random moves of all weights by a unit in the last place
 ROUNDING = 10.0  # a difference up to so many times that of a control is no sign of anything
 STEPS = 2
+_AT_GRADIENTS = (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
 Exponents = Sequence[tuple[int, ...]]  # of every set, at each step, as powers of two
 
 
@@ -283,7 +284,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         for arg in (*args, *kwargs.values()):
             self.foreign |= id(arg) in self._own
-        self.hooked |= function in (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
+        self.hooked |= function in _AT_GRADIENTS
         return function(*args, **kwargs)
 
 

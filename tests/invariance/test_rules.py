@@ -333,6 +333,7 @@ ON_A_TENSOR = [
     [ATEN.upsample_bilinear2d.default, (1, 2, 4, 4), [8, 8], False],
     [ATEN.upsample_bicubic2d.default, (1, 2, 4, 4), [8, 8], False],
     [ATEN.upsample_trilinear3d.default, (1, 2, 4, 4, 4), [8, 8, 8], False],
+    *([getattr(ATEN, f"_upsample_nearest_exact{n}d").default, (1, 2, *[4] * n), [8] * n] for n in (1, 2, 3)),
     [ATEN._upsample_bilinear2d_aa.default, (1, 2, 4, 4), [3, 3], False],
     [ATEN._upsample_bicubic2d_aa.default, (1, 2, 4, 4), [3, 3], False],
 ]  # fmt: skip
