@@ -6,6 +6,7 @@ import functools
 import io
 import random
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -137,7 +138,6 @@ def _parts(value: Any) -> list[Any]:
     return [*([value.__dict__] if hasattr(value, "__dict__") else ()), *([_Slots(value)] if _slots_of(type(value)) else ())]
 
 
-@functools.cache
 def _slots_of(kind: type) -> tuple[str, ...]:
     entries = (entry for parent in kind.__mro__ if "__slots__" in vars(parent) for entry in vars(parent).items())
     return tuple(name for name, entry in entries if isinstance(entry, types.MemberDescriptorType))
@@ -152,8 +152,19 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
     if len(container) > _LONGEST:  # of a table of data, its length
         return [("length", len(container))]
     if isinstance(container, MutableMapping):
-        return [(key, value) for key, value in container.items() if key not in _BOOKKEEPING]
-    return list(enumerate(sorted(container, key=str) if isinstance(container, set) else container))
+        return [(key, value) for key, value in container.items() if key not in _BOOKKEEPING and not _is_dead(value)]
+    values = enumerate(sorted(container, key=str) if isinstance(container, set) else container)
+    return [(key, value) for key, value in values if not _is_dead(value)]
+
+
+def _is_dead(value: Any) -> bool:
+    """Tell whether a value is a weak reference to nothing, of which one may not even ask the class."""
+    if type(value) not in weakref.ProxyTypes:
+        return False
+    try:
+        return value.__class__ is None
+    except ReferenceError:
+        return True
 
 
 def _copied(container: Any) -> Any:

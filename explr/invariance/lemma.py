@@ -125,14 +125,17 @@ def _variances_seen(model: nn.Module) -> Iterator[list[float]]:
     """Collect eps / (variance + eps), the median of each norm module, while the model runs."""
     shares: list[float] = []
 
-    def look(operation: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        arguments = {"input": inputs[0].detach(), **{name: getattr(module, name, None) for name in _NORM_ARGUMENTS}}
+    def look(operation: str, module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = (*inputs, *named.values())[0].detach()
+        if operation == "instance_norm" and x.ndim == module._get_no_batch_dim():
+            x = x[None]
+        arguments = {"input": x, **{name: getattr(module, name, None) for name in _NORM_ARGUMENTS}}
         eps = getattr(module, "eps", None)
         variance = float(variances_of(operation)(arguments).median())
         shares.append(eps / (variance + eps) if eps else 0.0)
 
     hooks = [
-        module.register_forward_pre_hook(partial(look, operation))
+        module.register_forward_pre_hook(partial(look, operation), with_kwargs=True)
         for module in model.modules()
         for kind, operation in _NORM_MODULES.items()
         if isinstance(module, kind)

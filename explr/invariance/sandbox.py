@@ -15,12 +15,15 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from explr.errors import ExplrError
 from explr.invariance.attributes import attributes_kept, stop_iterators
 from explr.invariance.chance import generators_kept
 from explr.invariance.graph import first_line
+
+_DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 
 
 def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
@@ -72,10 +75,11 @@ def export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | N
     except ExplrError:
         raise
     except Exception as error:
-        run(model, {}, inputs, "example inputs", kwargs)  # does the model run at all?
+        with _Watch() as watch:
+            run(model, {}, inputs, "example inputs", kwargs)  # does the model run at all?
         why, remedy = first_line(error), "Rewrite what depends on the values of tensors"
-        if "fake tensor in the exported program" in why:
-            why, remedy = "it writes into the .data of a tensor", "Write under torch.no_grad(), with copy_ and not with .data"
+        if "fake tensor in the exported program" in why and watch.data:  # which says nothing to anybody
+            why, remedy = "it goes by the .data of a tensor", "Write under torch.no_grad(), with copy_ and not with .data"
         raise ExplrError(
             f"torch.export cannot trace {type(model).__name__}: {why}. {remedy}, or use explr.lemma1, which needs no graph."
         ) from error
@@ -134,3 +138,13 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+class _Watch(TorchFunctionMode):
+    """Sees whether a network gets at the .data of a tensor."""
+
+    data = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.data |= function in _DATA
+        return function(*args, **(kwargs or {}))

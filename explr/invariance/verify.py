@@ -110,12 +110,12 @@ def hold_against_numbers(
     if worst is None:
         return Verification(reason="at other scales the output is not finite, or a copy of the network does not run")
     if run.has_gradients_of_its_own():
-        powers = [power for power, *_ in exponents]
-        before, after = run.gradients(sets, [0] * len(sets)), run.gradients(sets, powers)
+        first = [power for power, *_ in exponents]
+        before, after = run.gradients(sets, [0] * len(sets)), run.gradients(sets, first)
         if before is None or after is None:
             return Verification(reason="the backward pass of a copy of the network does not run")
         largest = max(float(gradient.norm()) for gradient in before.values())
-        for name, power in ((name, power) for names, power in zip(sets, powers, strict=True) for name in names):
+        for name, power in ((name, power) for names, power in zip(sets, first, strict=True) for name in names):
             # One that is 0 but for rounding, such as that of a bias before a norm, is compared with the others.
             size = max(float(before[name].norm()), run.tolerance * largest)
             change = float((after[name] * 2.0**power - before[name]).norm()) / size if size else 0.0
@@ -221,7 +221,7 @@ class _Run:
                 torch.autograd.backward(outputs, weights)
         except Exception:  # of the user's code, which may do anything
             return None
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.twin.named_parameters()}
+        return {n: torch.zeros_like(p) if p.grad is None else _dense(p.grad) for n, p in self.twin.named_parameters()}
 
     def _copy(self) -> nn.Module:
         """Copy the network in another precision; tensors that share memory do so in the copy, too."""

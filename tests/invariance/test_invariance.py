@@ -704,6 +704,13 @@ def through_data(m, x):
     return rms(m.a(x))
 
 
+def gradient_inside(m, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(m.a(x).pow(2).sum(), x, create_graph=True)
+    return rms(gradient)
+
+
 def written_too_late(m, x):
     y = rms(m.a(x)) @ m.b.weight
     with torch.no_grad():
@@ -729,6 +736,9 @@ BAD = {
     ),
     "written through .data": (
         lambda: scale_invariance(formula(through_data), torch.randn(VECTORS)), r"under torch.no_grad\(\), with copy_ and not",
+    ),
+    "a gradient in the forward pass": (
+        lambda: scale_invariance(formula(gradient_inside), torch.randn(VECTORS)), "cannot trace Apply: (?!.*[.]data of)",
     ),
     "a backward that fails": (
         lambda: lemma1(formula(written_too_late), F.mse_loss, torch.randn(VECTORS), torch.randn(VECTORS)),
@@ -821,6 +831,14 @@ def test_lemma_1_compares_gradients_under_the_same_dropout():
         nn.Flatten(), nn.Linear(3072, 16), nn.LayerNorm(16, elementwise_affine=False, eps=TINY), nn.Dropout(0.5)
     )
     assert lemma1_of(model.double()).gradient_error < 1e-12
+
+
+def test_lemma_1_sees_norms_that_are_called_by_name_and_without_a_batch():
+    x, y = torch.randn(6, 4), torch.randn(6, 4)
+    by_name = Apply(lambda m, x: m.n(input=m.a(x)), a=linear(4), n=nn.LayerNorm(4, eps=1e-2, elementwise_affine=False))
+    assert lemma1(by_name, F.mse_loss, x, y).eps_share > 1e-4
+    without_batch = Apply(lambda m, x: m.n(m.a(x)), a=linear(4), n=nn.InstanceNorm1d(6, eps=1e-2))
+    assert lemma1(without_batch, F.mse_loss, x, y).eps_share > 1e-4
 
 
 class Waves(nn.Module):

@@ -8,6 +8,7 @@ import math
 import random
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -1290,7 +1291,9 @@ def test_statistics_of_a_norm_that_a_hook_calls_are_put_back():
 
 
 def test_tensors_that_nobody_can_copy_are_in_nobodys_way():
-    model = net(lambda m, x: rms(m.a(x)), nowhere=torch.empty(3, device="meta"), sparse=sparse())
+    model = net(
+        lambda m, x: rms(m.a(x)), nowhere=torch.empty(3, device="meta"), sparse=sparse(), gone=[weakref.proxy(Counter())]
+    )
     assert scale_invariance(model, torch.randn(6, 4)).invariant and lemma1_of(model).holds()
 
 
