@@ -8,7 +8,7 @@ import random
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,18 +23,14 @@ from explr.invariance.graph import storage_key
 
 _BOOKKEEPING = ("_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl")
 _METHODS = types.MethodType | types.BuiltinMethodType  # bound to what they are of
+_PLAIN = (types.NoneType, bool, int, float, str)
 _DEEPEST = 6
 _LONGEST = 10_000
 
 
 def contents(model: nn.Module) -> dict[str, Any]:
     """Return path → value, for every number, text and tensor that the modules of a model reach."""
-    return {
-        f"{path}{key}": value
-        for path, container in _containers(model)
-        for key, value in _items(container)
-        if not _is_container(value)
-    }
+    return _leaves(_containers(model))
 
 
 def tensors_in(model: nn.Module) -> dict[str, Tensor]:
@@ -53,17 +49,22 @@ def values_in(model: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what the modules of a model hold, and what that holds, the numbers in tensors and arrays included.
+def attributes_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Put back what the modules of a model hold, and what that holds; give path → value, as ``contents`` does.
 
-    Not those of parameters, of which a caller makes copies; nor of sparse tensors.
+    With the numbers in tensors and arrays, but for parameters, of which a caller makes copies, and for sparse tensors. Of an
+    iterator nobody can say where it stands, so that the model raises an ExplrError where it would move one on.
     """
-    before = [(container, _copied(container)) for _, container in _containers(model)]
-    values = {id(value): value for value in contents(model).values()}.values()
+    containers = list(_containers(model))
+    before = [(container, _copied(container)) for _, container in containers]
+    held = _leaves(containers)
+    values = {id(value): value for value in held.values()}.values()
     tensors = [(t, t.detach(), _each_once(t.detach()).clone()) for t in values if isinstance(t, Tensor) and _can_be_kept(t)]
     arrays = [(a, a.copy()) for a in values if isinstance(a, np.ndarray) and a.flags.writeable and not a.dtype.hasobject]
+    if any(_is_iterator(value) for value in values):
+        _stop_iterators(containers, type(model).__name__)
     try:
-        yield
+        yield held
     finally:
         for container, copy in before:
             _restore(container, copy)
@@ -78,19 +79,22 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
                 array[...] = copy
 
 
-def stop_iterators(model: nn.Module) -> None:
-    """Let a model raise an ExplrError where it moves on an iterator, of which nobody can say where it stands.
+def _leaves(containers: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    everything = ((f"{path}{key}", value) for path, container in containers for key, value in _items(container))
+    return {path: value for path, value in everything if not _is_container(value)}
 
-    Until :func:`attributes_kept` puts the iterators back.
-    """
-    for path, container in list(_containers(model)):
+
+def _stop_iterators(containers: list[tuple[str, Any]], name: str) -> None:
+    for path, container in containers:
         for key, value in _items(container):
-            if hasattr(type(value), "__next__") and not _is_container(value) and not isinstance(value, io.IOBase):
-                stopped = _Stopped(f"{type(model).__name__}.{path}{key}")
-                if isinstance(container, types.CellType):
-                    container.cell_contents = stopped
-                elif isinstance(container, MutableMapping | list | deque):
-                    container[key] = stopped
+            if _is_iterator(value) and isinstance(container, types.CellType):
+                container.cell_contents = _Stopped(f"{name}.{path}")
+            elif _is_iterator(value) and isinstance(container, MutableMapping | list | deque):
+                container[key] = _Stopped(f"{name}.{path}{key}")
+
+
+def _is_iterator(value: Any) -> bool:
+    return hasattr(type(value), "__next__") and not _is_container(value) and not isinstance(value, io.IOBase)
 
 
 def _containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -113,6 +117,8 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_container(value: Any) -> bool:
+    if type(value) in _PLAIN:  # most are
+        return False
     if isinstance(value, nn.Module):  # one that is no submodule, such as in a list
         return True
     if isinstance(value, Tensor | type | types.ModuleType | torch.dtype | torch.device | random.Random):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,9 @@ from explr.invariance.attributes import contents
 
 
 @contextmanager
-def generators_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the states of Python's generator and numpy's, and of those that a model holds."""
-    before = [(write, read()) for read, write in map(_state_of, _generators(model).values())]
+def generators_kept(held: Mapping[str, Any]) -> Iterator[None]:
+    """Put back the states of Python's generator and numpy's, and of those among what a model holds."""
+    before = [(write, read()) for read, write in map(_state_of, _generators(held).values())]
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def generators_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def chance_in_tensors(model: nn.Module) -> Iterator[None]:
     """Raise an ExplrError if random numbers are drawn otherwise than as tensors."""
-    generators = {name: g for name, g in _generators(model).items() if not isinstance(g, torch.Generator)}
+    generators = {name: g for name, g in _generators(contents(model)).items() if not isinstance(g, torch.Generator)}
     reads = {name: _state_of(generator)[0] for name, generator in generators.items()}
     before = {name: pickle.dumps(read()) for name, read in reads.items()}  # arrays do not compare as one
     yield
@@ -46,9 +46,9 @@ def chance_in_tensors(model: nn.Module) -> Iterator[None]:
             )
 
 
-def _generators(model: nn.Module) -> dict[str, Any]:
+def _generators(held: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-    own = {f"its own {path}": value for path, value in contents(model).items() if isinstance(value, kinds)}
+    own = {f"its own {path}": value for path, value in held.items() if isinstance(value, kinds)}
     own = {path: value for path, value in own.items() if not isinstance(value, random.SystemRandom)}  # which has no state
     return {"Python's random": random, "numpy.random": np.random, **own}
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from explr.errors import ExplrError
-from explr.invariance.attributes import attributes_kept, stop_iterators
+from explr.invariance.attributes import attributes_kept
 from explr.invariance.chance import generators_kept
 from explr.invariance.graph import first_line
 
@@ -54,13 +54,9 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
 
 @contextmanager
 def left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Put back at the end what the modules keep in Python, and the random state, on the CPU and on the devices of the model.
-
-    What cannot be put back, an iterator, may not be moved on.
-    """
+    """Put back at the end what the modules keep in Python, and the random state, on the CPU and on the devices of the model."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), generators_kept(model), attributes_kept(model):
-        stop_iterators(model)
+    with torch.random.fork_rng(devices=devices), attributes_kept(model) as held, generators_kept(held):
         yield
 
 
