@@ -78,8 +78,9 @@ def _gradients(
     model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], weights: dict[str, Tensor], factor: float, inputs: Any, target: Any
 ) -> dict[str, Tensor]:
     scaled = {name: (factor * weight).requires_grad_() for name, weight in weights.items()}
-    for name, weight in scaled.items():
-        hooked_alike(weight, model.get_parameter(name))
+    for name, parameter in model.named_parameters():
+        if name in scaled:
+            hooked_alike(scaled[name], parameter)
     with torch.enable_grad():
         output = run(model, scaled, inputs, "a batch of")
         try:

@@ -34,7 +34,7 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
     if compiled and (isinstance(model, torch.jit.ScriptModule) or function != "lemma1"):  # which runs a part as it is
         raise ExplrError(
             f"{compiled[0] or type(model).__name__} comes from torch.jit, and {function} takes a network in Python. Give it "
-            "the module that torch.jit.script or torch.jit.trace was given: their parameters can be the same."
+            "the module that torch.jit.script or torch.jit.trace was given, whose parameters it shares."
         )
     if not inputs:
         raise ExplrError(

@@ -6,7 +6,9 @@ from torch import nn
 
 REFUSED = {
     "test_a_second_call_is_not_reported_twice",
+    "test_a_generator_of_the_networks_own_draws_alike_in_both_gradients[torch's]",
     "test_attributes_stay_as_they_are",
+    "test_no_proof_where_numbers_say_no[a generator of its own, torch's]",
     "test_no_proof_where_numbers_say_no[a moving average, assigned]",
     "test_no_proof_where_numbers_say_no[a queue of zeros, then ones]",
     "test_no_proof_where_numbers_say_no[a queue, at degree 0]",
