@@ -61,9 +61,9 @@ def attributes_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
     values = {id(value): value for value in held.values()}.values()
     tensors = [(t, t.detach(), _each_once(t.detach()).clone()) for t in values if isinstance(t, Tensor) and _can_be_kept(t)]
     arrays = [(a, a.copy()) for a in values if isinstance(a, np.ndarray) and a.flags.writeable and not a.dtype.hasobject]
-    if any(_is_iterator(value) for value in values):
-        _stop_iterators(containers, type(model).__name__)
     try:
+        if any(_is_iterator(value) for value in values):
+            _stop_iterators(containers, type(model).__name__)
         yield held
     finally:
         for container, copy in before:
