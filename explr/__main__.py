@@ -87,7 +87,7 @@ def _parser(*, listed: bool) -> argparse.ArgumentParser:
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="hold the proof against numbers, two steps in float64 (default: yes)",
+        help="hold the proof against numbers, some steps in float64 (default: yes)",
     )
     sub.add_argument(
         "--kwargs",

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from explr.errors import ExplrError
-from explr.invariance.attributes import chance_in_tensors
+from explr.invariance.chance import chance_in_tensors
 from explr.invariance.degrees import Condition, Degree, Vector, combine, distinct_vectors, in_words, scales_of, total_degree
 from explr.invariance.findings import Approximation, NormReport, Obstruction, Row, Verification
 from explr.invariance.graph import arguments_of, first_line, module_path, norm_name, operation_name, source_line
@@ -34,7 +34,7 @@ from explr.invariance.sandbox import check_model, left_as_it_is
 from explr.invariance.steps import trace
 from explr.invariance.subsets import components, largest_invariant_set
 from explr.invariance.tables import few
-from explr.invariance.verify import changes_at_scale, hold_against_numbers
+from explr.invariance.verify import STEPS, changes_at_scale, hold_against_numbers
 
 NEGLIGIBLE = 0.1  # a constant that counts as an eps is at most this part of what it is added to
 
@@ -43,22 +43,22 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     """Decide whether a network computes the same function when all its trainable parameters are multiplied by any c > 0.
 
     Parameters that require grad scale; frozen ones and buffers do not. Batch statistics are recomputed, as in training. The
-    model is traced and, where it has an eps to measure, run a few times on the example inputs, on its own device; its running
-    statistics, random state, attributes, training flags and gradients stay as they are.
+    model is traced and, where it has an eps to measure, run a few times on the example inputs, on its own device; its weights,
+    running statistics, attributes, training flags and gradients stay as they are, and so does the random state.
 
     Args:
         model: any module that :func:`torch.export.export` can trace, in training mode.
         example_inputs: what ``model`` is called with in training; a batch of two or more where it has batch normalisation.
         verify: whether to hold the proof against numbers, where it finds something to scale: forward passes of a copy in
-            float64, two steps in a row, with what may be scaled scaled by powers of two. A proof that numbers contradict is
-            raised as a bug of explr; one that they cannot be asked about, as of a network too large to be copied, is returned,
-            and the report says so.
+            float64, two steps in a row, or four of a network that assigns attributes, with what may be scaled scaled by powers
+            of two. A proof that numbers contradict is raised as a bug of explr; one that they cannot be asked about, as of a
+            network too large to be copied, is returned, and the report says so.
         kwargs: what it is called with by name, flags included: a network of Hugging Face's needs ``use_cache=False``.
 
     Raises:
         ExplrError: for a model in eval mode or without trainable parameters; without example inputs; when the model does not
             run on them or cannot be exported; where parameters share memory, or what is computed depends on a Python number
-            that changes from call to call; when a verification fails.
+            that changes from call to call, one that is random, or an iterator; when a verification fails.
 
     >>> norm = nn.LayerNorm(8, elementwise_affine=False)
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 2))
@@ -86,9 +86,10 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
     <BLANKLINE>
     invariant on their own: 0.weight
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which computes the same
     check_model(model, (*example_inputs, *kwargs.values()), "scale_invariance")
     with left_as_it_is(model):
-        with chance_in_tensors(type(model).__name__):
+        with chance_in_tensors(model):
             traced = trace(model, example_inputs, kwargs)
         inputs = (example_inputs, kwargs)
         try:
@@ -109,7 +110,8 @@ def scale_invariance(model: nn.Module, *example_inputs: Any, verify: bool = True
         if verify:
             own, left = _eps_apart(graph, seen)
             sets = [*((name,) for name in report.alone), *report.joint]
-            report = replace(report, verification=hold_against_numbers(model, inputs, sets, own, left))
+            steps = STEPS if traced.boundary is None else 2 * STEPS  # what it carries may take its time
+            report = replace(report, verification=hold_against_numbers(model, inputs, sets, own, left, steps))
     return report
 
 
@@ -132,7 +134,7 @@ def _eps_apart(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> 
         elif size and scaling:
             falling = any(power < 0 for vector in scaling for power in vector.values())
             smallest, _ = seen.get(node, (0.0, 0.0))  # of a batch of two, a thousandth of the median and less
-            left = max(left, math.inf if falling or not smallest else size / smallest)
+            left = max(left, math.inf if falling or smallest <= 0.0 else size / smallest)
     return own, left
 
 
@@ -142,11 +144,14 @@ def _report(graph: Propagation, seen: dict[fx.Node, tuple[float, float]]) -> Inv
     approximations = []
     norms = _norm_reports(graph, seen)
     for eps in graph.eps:
-        relative = eps.eps / seen[eps.node][1] if seen.get(eps.node, (0.0, 0.0))[1] else math.inf
+        smallest, median = seen.get(eps.node, (0.0, 0.0))
+        relative = eps.eps / median if median > 0.0 and smallest >= 0.0 else math.inf
         if relative > NEGLIGIBLE:
             # Nothing says that so large a constant is an eps at all. That of a norm is one, and can follow the weights
             # (explr.optim.ExpLR sees to it): a large one enters the verdict, but not what can be scaled.
             remedy = _large_eps(eps.eps, relative, "what it is added to")
+            if smallest < 0.0:
+                remedy = f"The bound takes the place of what is negative (down to {smallest:.2g}): use 0, or bound abs()."
             conditions.append(Condition(eps.vector, "large eps", eps.node, (eps.vector,), remedy))
         elif total_degree(eps.vector):
             where = (module_path(eps.node, graph.model), operation_name(eps.node), source_line(eps.node))

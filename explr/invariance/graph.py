@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # regions under no_grad or autocast, graphs of their own
 # Norms with statistics per channel.
@@ -34,6 +35,17 @@ def lookup(program: ExportedProgram, name: str) -> Tensor | None:
     """Return the tensor that a placeholder stands for, given its name in the model."""
     value = program.state_dict.get(name, program.constants.get(name))
     return value if isinstance(value, Tensor) else None
+
+
+def placeholders(program: ExportedProgram, inputs: Any) -> Iterator[tuple[fx.Node, Any]]:
+    """Yield what a graph takes from outside, and what that is: a tensor or an object of the model, or a leaf of its inputs."""
+    lifted, leaves = lifted_tensors(program), iter(tree_leaves(inputs))
+    objects = getattr(program.graph_signature, "inputs_to_lifted_custom_objs", {})  # such as generators
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in objects:
+            yield node, program.constants.get(objects[node.name])
+        elif node.op == "placeholder":
+            yield node, lookup(program, lifted[node.name]) if node.name in lifted else next(leaves, None)
 
 
 def attribute(module: fx.GraphModule, path: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from explr.errors import ExplrError
 from explr.invariance.graph import first_line
 from explr.invariance.measure import variances_of
-from explr.invariance.sandbox import check_model, left_as_it_is, run
+from explr.invariance.sandbox import check_model, hooked_alike, left_as_it_is, run
 from explr.invariance.tables import html_lines, html_page, html_tall_table, text_table
 
 _NORM_ARGUMENTS = ("num_groups", "normalized_shape")
@@ -33,7 +33,7 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
 
     For a scale-invariant loss L the gradient is perpendicular to the weights, ⟨∇L(θ), θ⟩ = 0, and scales inversely,
     ∇L(θ) = c ∇L(cθ). θ holds the parameters that require grad. The model, its buffers and gradients are not touched: both
-    gradients are taken on copies, with the same random numbers.
+    gradients are taken on copies, with the same random numbers, whichever generator they come from.
 
     Args:
         model: any module, in training mode.
@@ -43,7 +43,8 @@ def lemma1(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], *batch: Any,
 
     Raises:
         ExplrError: for a factor that is not positive and finite, a model in eval mode or without trainable parameters, a batch
-            that the model or the loss does not accept, a loss that is not a finite scalar.
+            that the model or the loss does not accept, a loss that is not a finite scalar, a backward pass that fails; for a
+            model that moves an iterator on, so that no two calls are alike.
 
     >>> norm = nn.LayerNorm(8, elementwise_affine=False)
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), norm, nn.Linear(8, 2).requires_grad_(False))
@@ -77,18 +78,29 @@ def _gradients(
     model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], weights: dict[str, Tensor], factor: float, inputs: Any, target: Any
 ) -> dict[str, Tensor]:
     scaled = {name: (factor * weight).requires_grad_() for name, weight in weights.items()}
+    for name, parameter in model.named_parameters():
+        if name in scaled:
+            hooked_alike(scaled[name], parameter)
     with torch.enable_grad():
         output = run(model, scaled, inputs, "a batch of")
         try:
             loss = loss_fn(output, target)
         except Exception as error:
             raise ExplrError(f"loss_fn(model(*inputs), target) fails: {first_line(error)}") from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad or not bool(torch.isfinite(loss)):
+    if (
+        not isinstance(loss, Tensor)
+        or loss.numel() != 1
+        or loss.is_complex()
+        or not (loss.requires_grad and torch.isfinite(loss))
+    ):
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
         raise ExplrError(
-            f"at {factor:g} times the weights the loss is {found}: it must be a finite scalar that depends on them."
+            f"at {factor:g} times the weights the loss is {found}: it must be a finite scalar that depends on them, and real."
         )
-    gradients = torch.autograd.grad(loss, list(scaled.values()), allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss, list(scaled.values()), allow_unused=True)
+    except Exception as error:
+        raise ExplrError(f"the backward pass of {type(model).__name__} fails: {first_line(error)}") from error
     return {
         name: torch.zeros_like(weights[name]) if gradient is None else gradient
         for name, gradient in zip(scaled, gradients, strict=True)
@@ -96,9 +108,13 @@ def _gradients(
 
 
 def _compare_gradients(name: str, weight: Tensor, at_one: Tensor, at_factor: Tensor, factor: float) -> GradientRow:
-    weight, at_one, at_factor = weight.double(), at_one.double(), at_factor.double()
+    weight, at_one, at_factor = (_real(tensor).double() for tensor in (weight, at_one, at_factor))
     norms = (float(tensor.norm()) for tensor in (at_one, weight, at_one - factor * at_factor))
     return GradientRow(name, float((at_one * weight).sum()), *norms)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -110,14 +126,17 @@ def _variances_seen(model: nn.Module) -> Iterator[list[float]]:
     """Collect eps / (variance + eps), the median of each norm module, while the model runs."""
     shares: list[float] = []
 
-    def look(operation: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        arguments = {"input": inputs[0].detach(), **{name: getattr(module, name, None) for name in _NORM_ARGUMENTS}}
+    def look(operation: str, module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = (*inputs, *named.values())[0].detach()
+        if operation == "instance_norm" and x.ndim == module._get_no_batch_dim():
+            x = x[None]
+        arguments = {"input": x, **{name: getattr(module, name, None) for name in _NORM_ARGUMENTS}}
         eps = getattr(module, "eps", None)
         variance = float(variances_of(operation)(arguments).median())
         shares.append(eps / (variance + eps) if eps else 0.0)
 
     hooks = [
-        module.register_forward_pre_hook(partial(look, operation))
+        module.register_forward_pre_hook(partial(look, operation), with_kwargs=True)
         for module in model.modules()
         for kind, operation in _NORM_MODULES.items()
         if isinstance(module, kind)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from explr.errors import ExplrError
 from explr.invariance.degrees import Eps, Findings
@@ -17,33 +16,32 @@ from explr.invariance.graph import (
     WRAPPERS,
     arguments_of,
     first_line,
-    lifted_tensors,
-    lookup,
     operation_name,
+    placeholders,
     storage_of,
     written_storages,
 )
 
+BOUNDS = ("clamp", "clip", "clamp_min")
 _Wanted = dict[fx.Node, Callable[[dict[str, Any]], Tensor]]  # node → what to look at, given its arguments
 
 
 def measure(program: ExportedProgram, inputs: Any, found: Findings) -> dict[fx.Node, tuple[float, float]]:
-    """Run the graph once on (args, kwargs); return the smallest and the median size of what each eps is added to."""
+    """Run the graph once on (args, kwargs); return the smallest and the median size of what each eps is added to.
+
+    Of what a lower bound cuts off below, the smallest number itself.
+    """
     wanted: _Wanted = {node: variances_of(operation_name(node)) for node, _ in found.norms}
-    wanted |= {eps.node: _magnitude(_argument_name(eps)) for eps in found.eps}
+    wanted |= {eps.node: _size(_argument_name(eps), signed=operation_name(eps.node) in BOUNDS) for eps in found.eps}
     seen: dict[fx.Node, tuple[float, float]] = {}
     if not wanted:
         return seen
     parameters = program.graph_signature.inputs_to_parameters  # made anew at each access: in the loop that would be quadratic
-    lifted, written = lifted_tensors(program), written_storages(program.graph_module)
-    leaves = iter(tree_leaves(inputs))
+    written = written_storages(program.graph_module)
     values = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            value = lookup(program, lifted[node.name]) if node.name in lifted else next(leaves)
-            if isinstance(value, Tensor) and (node.name not in parameters or storage_of(node) in written):
-                value = value.detach().clone()
-            values.append(value)
+    for node, value in placeholders(program, inputs):
+        copied = isinstance(value, Tensor) and (node.name not in parameters or storage_of(node) in written)
+        values.append(value.detach().clone() if copied else value)
     try:
         with torch.no_grad():
             _Observer(program.graph_module, wanted, seen).run(*values)
@@ -70,8 +68,8 @@ def variances_of(operation: str) -> Callable[[dict[str, Any]], Tensor]:
     return variances
 
 
-def _magnitude(name: str) -> Callable[[dict[str, Any]], Tensor]:
-    return lambda arguments: arguments[name].abs()
+def _size(name: str, *, signed: bool) -> Callable[[dict[str, Any]], Tensor]:
+    return lambda arguments: arguments[name] if signed else arguments[name].abs()
 
 
 def _argument_name(eps: Eps) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from explr.errors import ExplrError
 from explr.invariance.calls import Call
@@ -19,9 +18,9 @@ from explr.invariance.graph import (
     attribute,
     first_line,
     lifted_tensors,
-    lookup,
     nodes_in,
     operation_name,
+    placeholders,
     read_storages,
     regions_of,
     running_statistics,
@@ -32,7 +31,7 @@ from explr.invariance.graph import (
     written_arguments,
     written_storages,
 )
-from explr.invariance.memory import byte_range, storage_span
+from explr.invariance.memory import byte_range, place_of, storage_span
 from explr.invariance.rulebook import apply_rule
 from explr.invariance.rules import SMOOTH
 from explr.invariance.steps import Trace
@@ -59,24 +58,17 @@ class Propagation(Findings):
         self.in_sparse: set[int] = set()  # storages that may be the values of sparse tensors
         self.step = 1
         self._inputs(inputs)
+        self.live = self._live()
 
     def run(self) -> None:
         """Walk the graph in the order of execution."""
         self._walk(self.program.graph_module)
         output = self.program.graph.output_node()
-        for node in self.kept:
-            if storage_of(node) in self.written:
-                remedy = f"Normalise what {lifted_tensors(self.program)[node.name]} keeps."
-                self.require(self.agree(node, [self.degree(node)]), "stored state", node, remedy)
+        self._end_step({path: last for path, (_, last) in self.trace.carried.items()})
         for node, degree in self.after_first.items() if self.trace.boundary else ():
             # Where parameters are after the second call what they are after the first, all later calls are like the second.
             change = combine(self.agree(node, [self.degree(node)]), degree, Fraction(-1))
             self.require(change, "stored state", node, "Do not write into parameters, or set them to something normalised.")
-        for path, values in self.trace.carried.items():
-            if any(self._reads_later(value) for value in values[:1]):
-                for value in values:
-                    remedy = f"Normalise what {path} keeps, or do not read it in the forward pass."
-                    self.require(self.agree(value, [self.degree(value)]), "stored state", value, remedy)
         for value in self.trace.outputs:
             vector = self.agree(output, [self.degree(value)])
             self.outputs.append(vector)
@@ -93,13 +85,8 @@ class Propagation(Findings):
 
     def _inputs(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Lay out what the graph takes from outside, where it lies in the machine."""
-        leaves = iter(tree_leaves(inputs))
         lifted = lifted_tensors(self.program)
-        real: dict[fx.Node, Tensor | None] = {}
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                value = lookup(self.program, lifted[node.name]) if node.name in lifted else next(leaves, None)
-                real[node] = value if isinstance(value, Tensor) else None
+        real = {node: value if isinstance(value, Tensor) else None for node, value in placeholders(self.program, inputs)}
         real |= dict(_constants(self.program.graph_module))
         real = {node: tensor for node, tensor in real.items() if isinstance(node.meta.get("val"), Tensor)}
         self.memory.settle((node.meta["val"], tensor) for node, tensor in real.items() if tensor is not None)
@@ -123,7 +110,8 @@ class Propagation(Findings):
     def _of_constant(self, node: fx.Node, tensor: Tensor | None, name: str) -> Degree:
         # A norm's own statistics start at 0, but do not stay there; nor does what the network writes or assigns.
         changes = name.rpartition(".")[2] in ("running_mean", "running_var") or storage_of(node) in self.written
-        if tensor is None or changes or name in self.trace.carried or (not name and node.op == "placeholder"):
+        changes |= name in self.trace.carried or any(node is first for first, _ in self.trace.carried.values())
+        if tensor is None or changes or (not name and node.op == "placeholder"):
             return CONSTANT
         return degree_of_constant(tensor)
 
@@ -145,7 +133,19 @@ class Propagation(Findings):
                     "limit of explr, not of the model: please report it. explr.lemma1 goes by numbers, and needs no graph."
                 ) from error
 
+    def _end_step(self, carried: dict[str, fx.Node]) -> None:
+        """Ask that nothing scales of what the network has written or assigned in a call and goes by in a later one."""
+        for node in self.kept:
+            if storage_of(node) in self.written:
+                remedy = f"Normalise what {lifted_tensors(self.program)[node.name]} keeps."
+                self.require(self.agree(node, [self.degree(node)]), "stored state", node, remedy)
+        for path, value in carried.items():
+            if path in self.live:
+                remedy = f"Normalise what {path} keeps, or do not read it in the forward pass."
+                self.require(self.agree(value, [self.degree(value)]), "stored state", value, remedy)
+
     def _end_first_step(self) -> None:
+        self._end_step({path: first for path, (first, _) in self.trace.carried.items()})
         self.step = 2
         self.after_first: dict[fx.Node, Vector | None] = {}
         for node in self.trainable:
@@ -263,18 +263,22 @@ class Propagation(Findings):
         operands = [node for node in operands if node.meta["val"].dtype.is_floating_point]
         return [node for node in operands if storage_of(node) not in self.state] or operands
 
-    def _reads_later(self, value: fx.Node) -> bool:
-        """Tell whether the second call reads what the first has left in an attribute."""
-        if storage_of(value) in self.state:
-            return False  # a parameter or a buffer under another name: they are looked after
+    def _live(self) -> set[str]:
+        """Return the attributes by which later calls go: the second reads them, or moves what they hold into one of these."""
         nodes = list(self.program.graph.nodes)
-        later = nodes[nodes.index(self.trace.boundary) :]
-        return any(
-            isinstance(argument.meta.get("val"), Tensor) and storage_of(argument) == storage_of(value)
-            for node in later
-            if node.op != "output"
-            for argument in nodes_in((node.args, node.kwargs))
-        )
+        later = nodes[nodes.index(self.trace.boundary) :] if self.trace.boundary else []
+        arguments = (a for node in later if node.op != "output" for a in nodes_in((node.args, node.kwargs)))
+        read = {storage_of(argument) for argument in arguments if isinstance(argument.meta.get("val"), Tensor)}
+        carried = {path: nodes for path, nodes in self.trace.carried.items() if not self._is_alias(*nodes)}
+        live = {path for path, (first, _) in carried.items() if storage_of(first) in read}
+        while moved := {p for p in carried.keys() - live if any(carried[p][0] is carried[into][1] for into in live)}:
+            live |= moved
+        return live
+
+    def _is_alias(self, first: fx.Node, last: fx.Node) -> bool:
+        """Tell whether an attribute is another name of a parameter, buffer or constant, or of one part of it."""
+        place = place_of(first.meta["val"])
+        return place is not None and place.storage in self.state and place == place_of(last.meta["val"])
 
 
 def refuse_overlaps(parameters: dict[str, nn.Parameter]) -> None:

@@ -38,10 +38,10 @@ _LINEAR = """
     flipud rot90 tril triu diag diag_embed unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle
     native_channel_shuffle sum mean nansum nanmean cumsum trace amax amin aminmax std
     linalg_matrix_norm frobenius_norm quantile nanquantile upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
-    _upsample_bicubic2d_aa fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
-    fft_rfftn fft_irfftn stft istft linalg_svdvals linalg_eigvalsh to_dense _to_dense to_sparse _to_sparse coalesce values
-    _values
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa fft_fft fft_ifft fft_rfft fft_irfft
+    fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn stft istft linalg_svdvals linalg_eigvalsh
+    to_dense _to_dense to_sparse _to_sparse coalesce values _values
 """
 _KEEPING_SHIFTS = """
     neg negative positive contiguous clone to _to_copy detach alias max_pool1d max_pool2d max_pool3d
@@ -62,10 +62,10 @@ _NONLINEAR = """
     gelu silu sigmoid tanh exp exp2 expm1 log log2 log10 log1p softmin logsumexp
     logcumsumexp hardswish hardsigmoid hardtanh mish softplus elu selu celu log_sigmoid logsigmoid erf erfc erfinv sin cos
     tan asin acos atan sinh cosh asinh acosh atanh softshrink hardshrink glu alpha_dropout feature_alpha_dropout floor ceil
-    round trunc frac remainder fmod logit lstm gru rnn_tanh rnn_relu cumprod multinomial cross_entropy_loss nll_loss
-    nll_loss_nd nll_loss_forward binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss
-    huber_loss kl_div relu6 floor_divide logaddexp logaddexp2 cdist _cdist_forward pairwise_distance local_response_norm
-    matrix_exp linalg_matrix_exp embedding_renorm
+    round trunc frac remainder fmod logit lstm lstm_cell gru gru_cell rnn_tanh rnn_tanh_cell rnn_relu rnn_relu_cell cumprod
+    multinomial cross_entropy_loss nll_loss nll_loss_nd nll_loss_forward binary_cross_entropy binary_cross_entropy_with_logits
+    mse_loss l1_loss smooth_l1_loss huber_loss kl_div relu6 floor_divide logaddexp logaddexp2 cdist _cdist_forward
+    pairwise_distance local_response_norm matrix_exp linalg_matrix_exp embedding_renorm
 """
 _ZEROS = """
     zeros zeros_like new_zeros zero empty empty_like new_empty empty_strided new_empty_strided empty_permuted

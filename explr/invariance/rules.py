@@ -25,6 +25,14 @@ DENOMINATOR = 10**6  # the largest of an exponent
 TINY = 1e-3  # a constant up to this size, added to something that scales, is taken for the eps of a hand-written norm
 NORMS_OF_AXES = ("layer_norm", "native_layer_norm")  # whose bias has those axes
 SMOOTH = "Put a norm without trainable affine before it, freeze the parameters that scale it, or use ReLU."
+ADDED = (
+    "A constant is added to what scales: put a norm before it, without trainable affine, freeze the parameters that scale it, "
+    f"or leave the constant out; one of at most {TINY:g} counts as an eps."
+)
+BOUNDED = (
+    "A bound is set to what scales: put a norm before it, without trainable affine, freeze the parameters that scale it, "
+    f"or use 0; a lower bound of at most {TINY:g} counts as an eps."
+)
 
 Rule = Callable[[Call], Degree | list[Degree]]
 
@@ -199,8 +207,11 @@ def present(call: Call, *names: str) -> list[Any]:
     return [call[name] for name in names if call[name] is not None]
 
 
-def sum_of(call: Call, *names: str) -> Degree:
-    """Terms that must grow alike; a tiny constant among them counts as an eps."""
+def sum_of(call: Call, *names: str, remedy: str = ADDED) -> Degree:
+    """Terms that must grow alike; a tiny constant among them counts as an eps.
+
+    The remedy is for other constants.
+    """
     arguments = present(call, *names)
     numbers = [a for a in arguments if isinstance(a, int | float)]
     tensors = [a for a in arguments if isinstance(a, fx.Node)]
@@ -211,7 +222,7 @@ def sum_of(call: Call, *names: str) -> Degree:
             return vector
     if call.operation in ("add", "sub") and len(tensors) == len(arguments):
         return _sum_with_shifts(call, tensors)
-    return call.agree(arguments)
+    return call.agree(arguments, remedy if numbers else "")
 
 
 def _sum_with_shifts(call: Call, tensors: list[fx.Node]) -> Degree:
@@ -287,7 +298,9 @@ def pad(call: Call) -> Degree:
 
 def clamp(call: Call) -> Degree:
     """Bounds at 0 or infinity are cones; a tiny lower bound is an eps."""
-    return sum_of(call, "self", "min") if call["max"] is None else call.agree(present(call, "self", "min", "max"))
+    if call["max"] is None:
+        return sum_of(call, "self", "min", remedy=BOUNDED)
+    return call.agree(present(call, "self", "min", "max"), BOUNDED)
 
 
 def interpolate(call: Call) -> Degree:

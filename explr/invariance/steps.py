@@ -2,7 +2,8 @@
 
 Most networks keep nothing but buffers that they write in place, and a trace of one call says all. One that assigns attributes,
 or writes into its own parameters, is traced for two calls in a row. If its Python attributes are after the second what they
-were after the first, all later calls are like the second, but for the values of the tensors it carries.
+were after the first, all later calls do what the second does, with other tensors in the attributes that the two assigned. So a
+proof about the second is one about all, if it holds whatever tensors of degree 0 these hold, and if they hold such ever after.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class Trace:
         program: the graph.
         outputs: the nodes of what the network returns, in all calls.
         boundary: the first node of the second call.
-        carried: attribute → what it holds after the first call, and after the second.
+        carried: attribute that holds another tensor after either call → what it holds after the first, and after the second.
     """
 
     program: ExportedProgram
     outputs: list[fx.Node]
     boundary: fx.Node | None = None
-    carried: dict[str, list[fx.Node]] = field(default_factory=dict)
+    carried: dict[str, tuple[fx.Node, fx.Node]] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
@@ -82,7 +83,8 @@ def _two_steps(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
         after = values_in(module)
         both = ((path, first.get(path, "nothing"), after.get(path, "nothing")) for path in {**first, **after})
         kept["unsettled"] = [(path, one, other) for path, one, other in both if one != other]
-        kept["paths"] = [path for path in _assigned(kept["before"], kept["first"]) if path in last]
+        changed = dict.fromkeys([*_assigned(kept["before"], kept["first"]), *_assigned(kept["first"], last)])
+        kept["paths"] = [path for path in changed if path in kept["first"] and path in last]
         kept["length"] = len(tree_leaves((output, again)))
         return output, again, boundary, [(kept["first"][path], last[path]) for path in kept["paths"]]
 
@@ -96,8 +98,7 @@ def _two_steps(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
         )
     leaves, length = _leaves(program), kept["length"]
     state = leaves[length + 1 :]
-    pairs = zip(state[::2], state[1::2], strict=True)
-    carried = {path: _nodes(pair) for path, pair in zip(kept["paths"], pairs, strict=True)}
+    carried = dict(zip(kept["paths"], zip(state[::2], state[1::2], strict=True), strict=True))
     return Trace(program, _nodes(leaves[:length]), leaves[length], carried)
 
 

@@ -1,8 +1,8 @@
-"""A proof against numbers: what is claimed not to change the output is done, on a copy in float64, for two steps in a row.
+"""A proof against numbers: what is claimed not to change the output is done, on a copy in float64, for some steps in a row.
 
 The prover follows rules, and a rule may be wrong. So every set of parameters that it claims can be scaled is scaled, each by a
 factor of its own and another at each step, and the outputs are compared, with the same random numbers, and with state carried
-from the first step to the second. The factors are powers of two, which floating point multiplies by without rounding, and the
+from each step to the next. The factors are powers of two, which floating point multiplies by without rounding, and the
 eps of norms follows them: of an invariant network even the rounding errors stay what they are. But for some, such as those of a
 bias that scales beside weights that do not; and a norm of what is constant divides nothing but rounding errors by nothing. So
 where outputs differ, they are held against a control: how much they differ when the weights move by one unit in the last place.
@@ -11,7 +11,6 @@ where outputs differ, they are held against a control: how much they differ when
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +26,16 @@ from explr.invariance.attributes import tensors_in
 from explr.invariance.degrees import Vector
 from explr.invariance.findings import Verification
 from explr.invariance.graph import storage_key
-from explr.invariance.sandbox import left_as_it_is
+from explr.invariance.sandbox import hooked_alike, left_as_it_is
 from explr.invariance.tables import few
 
 LARGEST = 500_000_000  # a copy of more numbers than these could be too much for the machine
 DRAWS = 2
 CONTROLS = 3  # random moves of all weights by a unit in the last place
 ROUNDING = 10.0  # a difference up to so many times that of a control is no sign of anything
-Exponents = Sequence[tuple[int, int]]  # of every set, at the first step and the second, as powers of two
+STEPS = 2
+_AT_GRADIENTS = (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
+Exponents = Sequence[tuple[int, ...]]  # of every set, at each step, as powers of two
 
 
 def hold_against_numbers(
@@ -43,6 +44,7 @@ def hold_against_numbers(
     sets: Sequence[Sequence[str]],
     eps: Mapping[str, tuple[float, Vector]],
     left: float = 0.0,
+    steps: int = STEPS,
 ) -> Verification:
     """Scale sets of parameters that are claimed to be scale-invariant; return by how much the output changes, or why not.
 
@@ -52,6 +54,7 @@ def hold_against_numbers(
         sets: names of parameters; each set may be scaled without the others.
         eps: module → what its attribute ``eps`` is, and the degree of what it is added to; scaled as that is.
         left: how large, relatively, what counts as an eps and is no attribute of a module is.
+        steps: how many in a row; more than two where the network carries something on from each to the next.
 
     Returns:
         The largest change; or the reason why nothing was compared, such as a network that cannot be copied, or one that divides
@@ -59,7 +62,7 @@ def hold_against_numbers(
 
     Raises:
         ExplrError: if the output changes by more than rounding, and what is left of eps, explain, or if a backward that was
-            written by hand gives a gradient that does not go with the scale.
+            written by hand, or a hook, makes a gradient that does not go with the scale.
     """
     parameters = list(model.parameters())
     if not sets:
@@ -68,11 +71,12 @@ def hold_against_numbers(
         return Verification(reason=f"a copy of {many:,} parameters, more than {LARGEST:,}, may not fit into memory")
     if any(p.is_meta or p.layout is not torch.strided for p in parameters):
         return Verification(reason="some parameters are sparse, or on the meta device")
+    unscaled = [(0,) * steps] * len(sets)
     plain: list[Tensor] | None = None
     for dtype in (torch.float64, None):  # the types of some networks are written into their code
         run = _Run(model, inputs, eps, dtype)
         allowed = run.tolerance + 50.0 * left
-        if allowed <= 0.1 and (plain := run(sets, [(0, 0)] * len(sets))) is not None:
+        if allowed <= 0.1 and (plain := run(sets, unscaled)) is not None:
             break
     if plain is None:
         what = "a constant that counts as an eps is too large" if allowed > 0.1 else "a copy of the network does not run"
@@ -85,14 +89,14 @@ def hold_against_numbers(
     powers = (2, 4, 6) if left else (-6, -4, -2, 2, 4, 6)
     worst: float | None = None
     for _ in range(DRAWS):
-        exponents = [(chance.choice(powers), chance.choice(powers)) for _ in sets]
+        exponents = [tuple(chance.choice(powers) for _ in range(steps)) for _ in sets]
         scaled = run(sets, exponents)
         if scaled is None or not _finite(scaled):  # a scale that floating point does not hold
             continue
         change = _distance(scaled, plain)
         worst = max(worst or 0.0, change)
         if change > allowed:
-            noise = max(run.noise(sets, exponents, scaled), run.noise(sets, [(0, 0)] * len(sets), plain))
+            noise = max(run.noise(sets, exponents, scaled), run.noise(sets, unscaled, plain))
             if change <= ROUNDING * noise:
                 moved = f"moving the weights by one unit in the last place changes the output by {noise:.1e} of its size"
                 return Verification(reason=f"numbers cannot tell, for {moved}")
@@ -106,17 +110,21 @@ def hold_against_numbers(
     if worst is None:
         return Verification(reason="at other scales the output is not finite, or a copy of the network does not run")
     if run.has_gradients_of_its_own():
-        powers_of = dict(zip(map(tuple, sets), (power for power, _ in exponents), strict=True))
-        plain_gradients, gradients = run.gradients(sets, [(0, 0)] * len(sets)), run.gradients(sets, exponents)
-        for names, power in powers_of.items():
-            for name in names:
-                change = _distance([gradients[name] * 2.0**power], [plain_gradients[name]])
-                if change > allowed:
-                    raise ExplrError(
-                        f"{type(model).__name__} has a torch.autograd.Function whose backward is not the derivative of its "
-                        f"forward: the output does not feel the scale of {name}, but its gradient is off by {change:.1e} of "
-                        "1/c times what it was. Then no theorem holds. Use a backward that shrinks as the weights grow."
-                    )
+        first = [power for power, *_ in exponents]
+        before, after = run.gradients(sets, [0] * len(sets)), run.gradients(sets, first)
+        if before is None or after is None:
+            return Verification(reason="the backward pass of a copy of the network does not run")
+        largest = max(float(gradient.norm()) for gradient in before.values())
+        for name, power in ((name, power) for names, power in zip(sets, first, strict=True) for name in names):
+            # One that is 0 but for rounding, such as that of a bias before a norm, is compared with the others.
+            size = max(float(before[name].norm()), run.tolerance * largest)
+            change = float((after[name] * 2.0**power - before[name]).norm()) / size if size else 0.0
+            if change > allowed:
+                raise ExplrError(
+                    f"{type(model).__name__} has a custom backward, or a hook on gradients: the output does not feel the scale "
+                    f"of {name}, but its gradient is off by {change:.1e} of 1/c times what it was. Then no theorem holds. Use "
+                    "a backward, and hooks, with which gradients shrink as the weights grow."
+                )
     return Verification(worst, "float64" if run.dtype else "the precision of the network")
 
 
@@ -129,14 +137,14 @@ def changes_at_scale(
     nothing to compare.
     """
     run = _Run(model, inputs, {}, None)
-    if not names or (plain := run([names], [(0, 0)])) is None or run.foreign or not any(output.any() for output in plain):
+    if not names or (plain := run([names], [(0,) * STEPS])) is None or run.foreign or not any(output.any() for output in plain):
         return {}
-    changed = {2.0**power: run([names], [(power, power)]) for power in (2, -2)}
+    changed = {2.0**power: run([names], [(power,) * STEPS]) for power in (2, -2)}
     return {factor: _distance(outputs, plain) for factor, outputs in changed.items() if outputs is not None}
 
 
 class _Run:
-    """Two steps of a copy of a network."""
+    """Some steps of a copy of a network, as many as there are exponents."""
 
     def __init__(
         self, model: nn.Module, inputs: Any, eps: Mapping[str, tuple[float, Vector]], dtype: torch.dtype | None
@@ -146,14 +154,15 @@ class _Run:
         self.eps = eps
         self.dtype = dtype
         self.foreign = False
+        self.hooked = False
         self.twin: nn.Module | None = None
         self.memory: list[tuple[Tensor, Tensor]] = []  # of the copy, and of the original
-        kinds = {dtype or p.dtype for p in model.parameters() if p.is_floating_point()}
+        kinds = {dtype or p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
         # As in lemma1: a relative error of x in the activations switches about that share of the ReLUs.
         self.tolerance = 100.0 * math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=1.0))
 
     def __call__(self, sets: Sequence[Sequence[str]], exponents: Exponents, control: int | None = None) -> list[Tensor] | None:
-        """Return the outputs of both steps; None where the copy does not run.
+        """Return the outputs of all steps; None where the copy does not run.
 
         A ``control`` is the seed with which every weight is moved by one unit in the last place, up or down.
         """
@@ -173,10 +182,17 @@ class _Run:
         return max(_distance(self(sets, exponents, seed), outputs) for seed in range(CONTROLS))
 
     def has_gradients_of_its_own(self) -> bool:
-        """Tell whether a backward written by hand, which no trace shows, is on the way to the output."""
+        """Tell whether a backward written by hand, or a hook, which no trace shows, may be on the way to the output."""
         assert self.twin is not None
-        with left_as_it_is(self.twin), torch.enable_grad():
-            outputs = list(itertools.islice(self._steps(self.twin, [], []), 1))
+        if any(module._backward_hooks or module._backward_pre_hooks for module in self.twin.modules()):
+            return True
+        if any(parameter._backward_hooks for parameter in self.twin.parameters()):
+            return True
+        try:
+            with left_as_it_is(self.twin), torch.enable_grad():
+                outputs = list(self._steps(self.twin, [()], [(0,)]))
+        except Exception:  # which the attempt to take gradients will say
+            return True
         seen: set[Any] = set()
         todo = [output.grad_fn for output in outputs]
         while todo:
@@ -187,20 +203,26 @@ class _Run:
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 return True
             todo += [following for following, _ in node.next_functions]
-        return False
+        return self.hooked
 
-    def gradients(self, sets: Sequence[Sequence[str]], exponents: Exponents) -> dict[str, Tensor]:
-        """Return the gradients of a fixed function of the first step's outputs."""
+    def gradients(self, sets: Sequence[Sequence[str]], powers: Sequence[int]) -> dict[str, Tensor] | None:
+        """Return the gradients of a fixed function of the outputs of one step; None where there is no backward pass."""
         assert self.twin is not None
         for mine, original in self.memory:
             mine.copy_(original)
-        with left_as_it_is(self.twin), torch.enable_grad():
-            self.twin.zero_grad()
-            outputs = list(itertools.islice(self._steps(self.twin, sets, exponents), 1))
-            chance = torch.Generator().manual_seed(0)
-            weights = [torch.randn(o.shape, generator=chance, dtype=torch.float64).to(o) for o in outputs]
-            torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum().backward()
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.twin.named_parameters()}
+        try:
+            with left_as_it_is(self.twin), torch.enable_grad():
+                self.twin.zero_grad()
+                steps = self._steps(self.twin, sets, [(power,) for power in powers])
+                outputs = [output for output in map(_dense, steps) if output.requires_grad]
+                chance = torch.Generator().manual_seed(0)
+                kinds = [torch.complex128 if output.is_complex() else torch.float64 for output in outputs]
+                weights = [torch.randn(o.shape, generator=chance, dtype=k).to(o) for o, k in zip(outputs, kinds, strict=True)]
+                if outputs:
+                    torch.autograd.backward(outputs, weights)
+        except Exception:  # of the user's code, which may do anything
+            return None
+        return {n: torch.zeros_like(p) if p.grad is None else _dense(p.grad) for n, p in self.twin.named_parameters()}
 
     def _copy(self) -> nn.Module:
         """Copy the network in another precision; tensors that share memory do so in the copy, too."""
@@ -217,7 +239,9 @@ class _Run:
                 new = storages[key].as_strided(data.shape, data.stride(), data.storage_offset())
             else:
                 new = self._converted(data)
-            memo.setdefault(id(tensor), nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
+            if isinstance(tensor, nn.Parameter):
+                new = hooked_alike(nn.Parameter(new, tensor.requires_grad), tensor)
+            memo.setdefault(id(tensor), new)
         return copy.deepcopy(self.model, memo)
 
     def _converted(self, tensor: Tensor) -> Tensor:
@@ -228,34 +252,40 @@ class _Run:
 
     def _steps(self, twin: nn.Module, sets: Sequence[Sequence[str]], exponents: Exponents) -> Iterator[Tensor]:
         parameters = dict(twin.named_parameters())
-        for step in range(2):
+        for step in range(len(exponents[0])):
             scale: dict[str, int] = {}  # of every parameter, as a power of two
             for names, powers in zip(sets, exponents, strict=True):
                 scale |= dict.fromkeys(names, powers[step])
                 with torch.no_grad():
                     for name in names:
-                        parameters[name].mul_(2.0 ** (powers[step] - (powers[0] if step else 0)))
+                        parameters[name].mul_(2.0 ** (powers[step] - (powers[step - 1] if step else 0)))
             for path, (eps, degree) in self.eps.items():
                 twin.get_submodule(path).eps = eps * 2.0 ** float(sum(d * scale.get(name, 0) for name, d in degree.items()))
             with _Watch(self.model) as watch:
                 args, named = tree_map_only(Tensor, self._converted, self.inputs)
                 output = twin(*args, **named)
             self.foreign |= watch.foreign
+            self.hooked |= watch.hooked
             yield from (leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 class _Watch(TorchFunctionMode):
-    """Sees whether a copy uses the parameters of the original, such as through a function that was defined around them."""
+    """Sees whether a copy uses the parameters of the original, such as through a function that was defined around them.
+
+    And whether it gets at what will be gradients.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.foreign = False
+        self.hooked = False
         self._own = {id(parameter) for parameter in model.parameters()}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for arg in (*args, *kwargs.values()):
             self.foreign |= id(arg) in self._own
+        self.hooked |= function in _AT_GRADIENTS
         return function(*args, **kwargs)
 
 
@@ -263,7 +293,7 @@ def _move_by_an_ulp(model: nn.Module, seed: int) -> None:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() or parameter.is_complex():
                 signs = torch.randint(0, 2, parameter.shape, generator=chance).to(parameter) * 2 - 1
                 parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
 

@@ -462,6 +462,13 @@ def test_every_kind_of_obstruction_has_a_remedy(build, shape, path, remedy):
     assert remedy in str(found)
 
 
+@pytest.mark.parametrize("function", [lambda x: x + 1.0, lambda x: 1.0 - x, lambda x: F.relu(x) * F.relu6(x + 3) / 6])
+def test_a_constant_that_is_added_is_no_shortcut(function):
+    report = scale_invariance(formula(lambda m, x: rms(function(m.a(x)))), torch.randn(VECTORS))
+    assert "A constant is added to what scales: put a norm" in report.obstructions[0].remedy
+    assert not any("shortcut" in obstruction.remedy for obstruction in report.obstructions)
+
+
 def test_unknown_operation_is_reported_not_guessed():
     model = formula(lambda m, x: torch.special.bessel_j0(m.a(x)))
     report = scale_invariance(model, torch.randn(VECTORS))
@@ -557,6 +564,29 @@ def test_eps_by_hand_is_reported_as_an_approximation():
     assert (found.operation, found.eps, found.degree) == ("add", 1e-5, 1)
     assert 1e-6 < found.relative < 1e-3
     assert "Constants" in report._repr_html_()
+
+
+BOUNDED = {
+    "of either sign": (lambda m, x: m.a(x) / m.a(x).clamp(min=1e-6), False),
+    "of either sign, clamp_min": (lambda m, x: m.a(x) / torch.clamp_min(m.a(x), 1e-6), False),
+    "of either sign, in place": (lambda m, x: m.a(x) / m.a(x).clamp_(min=1e-6), False),
+    "absolute": (lambda m, x: m.a(x) / m.a(x).abs().clamp(min=1e-6), True),
+    "a norm": (lambda m, x: m.a(x) / m.a(x).norm(dim=1, keepdim=True).clamp(min=1e-6), True),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_tiny_lower_bound_is_an_eps_of_what_is_positive_alone(name):
+    function, invariant = BOUNDED[name]
+    torch.manual_seed(0)
+    model, x = formula(function).double(), torch.randn(64, 4).double()
+    model.b.requires_grad_(False)
+    report = scale_invariance(model, x)
+    assert report.invariant == invariant, report.table()
+    change = distance(at_scale(model, 3.0, x), at_scale(model, 1.0, x))
+    assert (change < 1e-3) if invariant else (change > 1e-2), change
+    if not invariant:
+        assert "takes the place of what is negative" in report.obstructions[0].remedy
 
 
 def test_page_is_escaped_and_accessible():
@@ -669,12 +699,54 @@ class Branches(nn.Module):
         return self.a(x) if x.sum() > 0 else -self.a(x)
 
 
+def through_data(m, x):
+    m.a.weight.data = torch.renorm(m.a.weight.data, 2, 0, 1.0)
+    return rms(m.a(x))
+
+
+def gradient_inside(m, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(m.a(x).pow(2).sum(), x, create_graph=True)
+    return rms(gradient)
+
+
+def written_too_late(m, x):
+    y = rms(m.a(x)) @ m.b.weight
+    with torch.no_grad():
+        m.b.weight.zero_()
+    return y
+
+
 BAD = {
     "wrong shape": (lambda: scale_invariance(small_preresnet(), torch.randn(4, 5, 9, 9)), r"does not run on .*\(4, 5, 9, 9\)"),
     "no inputs": (lambda: scale_invariance(small_preresnet()), "needs inputs"),
     "not a module": (lambda: scale_invariance(torch.relu, torch.randn(2)), "takes a torch.nn.Module"),
     "eval mode": (lambda: scale_invariance(small_preresnet().eval(), torch.randn(IMAGE32)), r"model.train\(\)"),
     "nothing trainable": (lambda: scale_invariance(frozen(linear(4)), torch.randn(VECTORS)), "requires grad"),
+    "from torch.jit": (
+        lambda: scale_invariance(torch.jit.script(linear(4)), torch.randn(VECTORS)), "ScriptModule comes from torch.jit",
+    ),
+    "from torch.jit, traced": (
+        lambda: lemma1(torch.jit.trace(linear(4), torch.ones(VECTORS)), F.mse_loss, torch.ones(VECTORS), torch.ones(6)),
+        "comes from torch.jit, and lemma1 takes a network in Python",
+    ),
+    "a part from torch.jit": (
+        lambda: scale_invariance(nn.Sequential(torch.jit.script(linear(4))), torch.randn(VECTORS)), "^0 comes from torch.jit",
+    ),
+    "written through .data": (
+        lambda: scale_invariance(formula(through_data), torch.randn(VECTORS)), r"under torch.no_grad\(\), with copy_ and not",
+    ),
+    "a gradient in the forward pass": (
+        lambda: scale_invariance(formula(gradient_inside), torch.randn(VECTORS)), "cannot trace Apply: (?!.*[.]data of)",
+    ),
+    "a backward that fails": (
+        lambda: lemma1(formula(written_too_late), F.mse_loss, torch.randn(VECTORS), torch.randn(VECTORS)),
+        "the backward pass of Apply fails: one of the variables",
+    ),
+    "a loss that is complex": (
+        lambda: lemma1(linear(4), lambda a, b: a.sum() + 0j, torch.randn(VECTORS), torch.randn(VECTORS)), "finite .* and real",
+    ),
     "does not export": (lambda: scale_invariance(Branches(), torch.randn(VECTORS)), "torch.export cannot trace Branches"),
     "factor 0": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4), torch.randn(2, 4), factor=0.0), "factor=0.0"),
     "factor -1": (lambda: lemma1(linear(4), F.mse_loss, torch.randn(2, 4), torch.randn(2, 4), factor=-1), "factor=-1"),
@@ -759,3 +831,42 @@ def test_lemma_1_compares_gradients_under_the_same_dropout():
         nn.Flatten(), nn.Linear(3072, 16), nn.LayerNorm(16, elementwise_affine=False, eps=TINY), nn.Dropout(0.5)
     )
     assert lemma1_of(model.double()).gradient_error < 1e-12
+
+
+def test_lemma_1_sees_norms_that_are_called_by_name_and_without_a_batch():
+    x, y = torch.randn(6, 4), torch.randn(6, 4)
+    by_name = Apply(lambda m, x: m.n(input=m.a(x)), a=linear(4), n=nn.LayerNorm(4, eps=1e-2, elementwise_affine=False))
+    assert lemma1(by_name, F.mse_loss, x, y).eps_share > 1e-4
+    without_batch = Apply(lambda m, x: m.n(m.a(x)), a=linear(4), n=nn.InstanceNorm1d(6, eps=1e-2))
+    assert lemma1(without_batch, F.mse_loss, x, y).eps_share > 1e-4
+
+
+class Waves(nn.Module):
+    """Complex weights, whose phase the output feels, and whose size it does not."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.w, self.size = nn.Parameter(torch.randn(4, 4, dtype=torch.complex128)), size
+
+    def forward(self, x):
+        y = x.to(self.w.dtype) @ self.w
+        return torch.view_as_real(y / self.size(y)).flatten(1)
+
+
+def test_lemma_1_of_complex_weights_is_about_both_parts():
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
+    report = lemma1(Waves(torch.linalg.vector_norm), F.mse_loss, x, y)
+    assert report.holds(1e-10), report.table()
+    model = Waves(lambda y: torch.linalg.vector_norm(y.real.detach()))
+    (row,) = lemma1(model, F.mse_loss, x, y).rows
+    weight = model.w.detach().requires_grad_()
+    out = x.to(weight.dtype) @ weight
+    F.mse_loss(torch.view_as_real(out / torch.linalg.vector_norm(out.real.detach())).flatten(1), y).backward()
+    assert row.weight == pytest.approx(float(model.w.detach().norm()))
+    assert row.inner == pytest.approx(float((weight.grad.conj() * weight).real.sum())) and abs(row.cosine) > 1e-2
+
+
+def test_complex_weights_are_verified():
+    x = torch.randn(6, 4, dtype=torch.float64)
+    report = scale_invariance(Waves(torch.linalg.vector_norm), x)
+    assert report.alone == ("w",) and report.verified and report.verification.change < 1e-12

@@ -19,7 +19,7 @@ from explr.invariance.degrees import Findings, Parts, Shifted
 from explr.invariance.graph import tensors_of
 from explr.invariance.memory import place_of
 from explr.invariance.rulebook import apply_rule
-from explr.invariance.rules import SMOOTH
+from explr.invariance.rules import ADDED, BOUNDED, SMOOTH
 
 ATEN, VISION = torch.ops.aten, torch.ops.torchvision
 INF = math.inf
@@ -333,6 +333,7 @@ ON_A_TENSOR = [
     [ATEN.upsample_bilinear2d.default, (1, 2, 4, 4), [8, 8], False],
     [ATEN.upsample_bicubic2d.default, (1, 2, 4, 4), [8, 8], False],
     [ATEN.upsample_trilinear3d.default, (1, 2, 4, 4, 4), [8, 8, 8], False],
+    *([getattr(ATEN, f"_upsample_nearest_exact{n}d").default, (1, 2, *[4] * n), [8] * n] for n in (1, 2, 3)),
     [ATEN._upsample_bilinear2d_aa.default, (1, 2, 4, 4), [3, 3], False],
     [ATEN._upsample_bicubic2d_aa.default, (1, 2, 4, 4), [3, 3], False],
 ]  # fmt: skip
@@ -1028,6 +1029,10 @@ IN_ATTENTION = [constant(2, 3, 4)] * 2
         (BY_NUMBERS, ATEN.index_select.default, [a(), 0, given([0, 2, 1], "b")]),
         (BY_NUMBERS, ATEN.i0.default, [a()]),
         ("", ATEN.add.Tensor, [a(), b()]),
+        (ADDED, ATEN.add.Scalar, [a(), 1.0]),
+        (ADDED, ATEN.rsub.Scalar, [a(), 1.0]),
+        (BOUNDED, ATEN.clamp.default, [a(), 1.0]),
+        (BOUNDED, ATEN.clamp.default, [a(), None, 6.0]),
         ("Compare with 0, or with something that scales alike.", ATEN.gt.Scalar, [a(), 1]),
         ("Freeze the slope.", ATEN.prelu.default, [a(), b(4)]),
         ("Normalise the matrix, or freeze what gives it.", UNITRIANGULAR, [a(4, 4), b(4, 4)]),

@@ -3,10 +3,12 @@
 The truth is found on the networks themselves, their memory scaled in place, so that whatever shares it is scaled with it.
 """
 
+import itertools
 import math
 import random
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from explr import ExpLR, ExplrError
 from explr.invariance import rulebook, rules, scale_invariance, steps
+from explr.invariance.lemma import lemma1
 from explr.invariance.verify import hold_against_numbers
 from explr.symmetry import Norms
 from tools import fuzz_prover
@@ -57,7 +60,11 @@ def norm(width=4):
 
 
 def batch_norm(**options):
-    return nn.BatchNorm1d(4, affine=False, eps=TINY, **options)
+    return batch_norm_of(4, **options)
+
+
+def batch_norm_of(width, **options):
+    return nn.BatchNorm1d(width, affine=False, eps=TINY, **options)
 
 
 def rms(x):
@@ -163,6 +170,65 @@ def shifted_register(m, x):
     return y
 
 
+def delayed(what, *slots):
+    """What the network computes goes through some attributes, one a call, and comes back at the last."""
+
+    def function(m, x):
+        y = sign(m.a(x)) * getattr(m, slots[0])
+        for here, there in itertools.pairwise(slots):
+            setattr(m, here, getattr(m, there))
+        setattr(m, slots[-1], what(m.a(x)).mean(0))
+        return y
+
+    return function
+
+
+def delayed_unread(m, x):
+    m.first, m.second, m.third = m.second, m.third, m.a(x).mean(0)
+    return rms(m.a(x))
+
+
+def queue(what):
+    def function(m, x):
+        y = rms(m.a(x) * m.q[0])
+        m.q = [*m.q[1:], what(m.a(x)).mean(0)]
+        return y + m.q[0]
+
+    return function
+
+
+def queue_of_ones(m, x):
+    y = rms(m.a(x) + m.q[0])
+    m.q = [*m.q[1:], torch.ones(4)]
+    return y
+
+
+def from_the_second_call_on(what, read=True):
+    def function(m, x):
+        y = sign(m.a(x)) * m.ema if read else sign(m.a(x))
+        if m.n >= 1:
+            m.ema = what(m.a(x)).mean(0).detach()
+        m.n = min(m.n + 1, 1)
+        return y
+
+    return function
+
+
+def overwritten(m, x):
+    """What scales is in an attribute between calls only: each puts something else there once it has read it."""
+    y = sign(m.a(x)) if m.ema is None else sign(m.a(x)) + m.ema / m.a(x).norm()
+    if m.ema is None:
+        m.ema = m.a(x).mean(0).detach()
+    else:
+        m.ema.copy_(x[0])
+    return y
+
+
+def also_known_as(m, x):
+    m.alias = m.a.weight.T
+    return rms(x @ m.alias)
+
+
 def two_slots(m, x):
     y = sign(m.a(x)) * (1 if m.center is None else m.center)
     m.center = torch.ones(4) if m.center is None else m.a(x).mean(0)
@@ -205,6 +271,17 @@ def counter_of(m, x):
     return rms(m.a(x)) if m.state.calls < 2 else m.a(x)
 
 
+def counter_assigned(m, x):
+    m.calls = m.calls + 1
+    return rms(m.a(x)) if m.calls.item() < 4 else m.a(x)
+
+
+def in_turn(m, x):
+    function = m.turns[0]
+    m.turns = [*m.turns[1:], function]
+    return function(m.a(x))
+
+
 def history(m, x):
     m.seen.append(m.a(x))
     return rms(m.seen[-1]) if len(m.seen) < 2 else m.seen[-2]
@@ -235,6 +312,19 @@ def counting_hook():
     return model
 
 
+def parts_in_turn():
+    model = net(in_turn, parts=nn.ModuleList([norm(), nn.LayerNorm(4, elementwise_affine=False, eps=10.0)]))
+    model.turns = [model.parts[0], model.parts[0], model.parts[1]]
+    return model
+
+
+SLOTS = ("first", "second", "third")
+
+
+def ones_in(*names):
+    return {name: torch.ones(4) for name in names}
+
+
 STATE = {
     "a moving average, assigned": (lambda: net(assigned, center=torch.zeros(4)), "no"),
     "a moving average, assigned to a buffer": (lambda: net(assigned_buffer, b_center=torch.zeros(4)), "no"),
@@ -249,6 +339,22 @@ STATE = {
     "initialised by the first call": (lambda: net(lazily(lambda y: y), center=None), "no"),
     "initialised by the first call, at degree 0": (lambda: net(lazily(rms), center=None), "yes"),
     "what comes two calls later": (lambda: net(shifted_register, first=torch.zeros(4), second=torch.zeros(4)), "no"),
+    "what comes two calls later, computed": (lambda: net(delayed(same, *SLOTS[:2]), **ones_in(*SLOTS[:2])), "no"),
+    "what comes three calls later": (lambda: net(delayed(same, *SLOTS), **ones_in(*SLOTS)), "no"),
+    "what comes three calls later, at degree 0": (lambda: net(delayed(rms, *SLOTS), **ones_in(*SLOTS)), "yes"),
+    "what goes from attribute to attribute, never read": (lambda: net(delayed_unread, **ones_in(*SLOTS)), "yes"),
+    "a queue": (lambda: net(queue(same), q=list(torch.ones(3, 4).unbind())), "no"),
+    "a queue, at degree 0": (lambda: net(queue(rms), q=[torch.ones(4) for _ in range(3)]), "yes"),
+    "a queue of zeros, then ones": (lambda: net(queue_of_ones, q=[torch.zeros(4) for _ in range(3)]), "no"),
+    "assigned from the second call on": (lambda: net(from_the_second_call_on(same), n=0, ema=torch.ones(4)), "no"),
+    "assigned from the second call on, at degree 0": (
+        lambda: net(from_the_second_call_on(rms), n=0, ema=torch.ones(4)), "yes",
+    ),
+    "assigned from the second call on, never read": (
+        lambda: net(from_the_second_call_on(same, read=False), n=0, ema=torch.ones(4)), "yes",
+    ),
+    "read, then overwritten": (lambda: net(overwritten, ema=None), "no"),
+    "another name of a weight": (lambda: net(also_known_as, alias=None), "yes"),
     "what the second call assigns": (lambda: net(two_slots, center=None), "no"),
     "set and unset": (lambda: net(alternating, center=None), "refused"),
     "assigned, never read": (lambda: net(kept, last=None), "yes"),
@@ -259,8 +365,21 @@ STATE = {
     "a counter in a closure": (lambda: net(counter_in({})), "refused"),
     "a counter in an object": (lambda: net(counter_of, state=Counter()), "refused"),
     "a counter in a hook": (counting_hook, "refused"),
+    "a counter in slots": (lambda: net(counter_of, state=SlottedCounter()), "refused"),
+    "a counter that is a tensor": (lambda: net(counter_assigned, calls=torch.zeros(())), "refused"),
+    "functions in turn": (lambda: net(in_turn, turns=[rms, rms, same]), "refused"),
+    "functions in turn, all alike": (lambda: net(in_turn, turns=[rms, rms, rms]), "yes"),
+    "modules in turn": (lambda: net(in_turn, turns=[norm(), norm(), nn.Identity()]), "refused"),
+    "parts in turn": (parts_in_turn, "refused"),
     "a list that grows": (lambda: net(history, seen=[]), "refused"),
 }  # fmt: skip
+
+
+class SlottedCounter:
+    __slots__ = ("calls",)
+
+    def __init__(self):
+        self.calls = 0
 
 
 class Counter:
@@ -301,6 +420,10 @@ def flip(draw):
     return lambda m, x: rms(m.a(x)) if draw() < 0.5 else m.a(x)
 
 
+def flip_by(steps):
+    return lambda m, x: rms(m.a(x)) if next(steps) < 2 else m.a(x)
+
+
 class Sign(torch.autograd.Function):
     """A sign with the gradient of the identity, as networks with binary weights have it."""
 
@@ -326,6 +449,16 @@ class Normalised(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         unit = x / x.norm()
         return (gradient - (gradient * unit).sum() * unit) / x.norm()
+
+
+class Unwilling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError("not today")
 
 
 class Size(torch.autograd.Function):
@@ -398,6 +531,16 @@ def view_of_attribute(m, x):
 OTHER = {
     "Python's random": (lambda: net(flip(random.random)), "refused"),
     "numpy's random": (lambda: net(flip(np.random.random)), "refused"),
+    "a generator of its own": (lambda: net(lambda m, x: flip(m.own.random)(m, x), own=random.Random(1)), "refused"),
+    "a generator of its own, numpy's": (
+        lambda: net(lambda m, x: flip(m.own.random)(m, x), own=np.random.default_rng(1)), "refused",
+    ),
+    "a generator of its own, of which it has a method": (lambda: net(flip(random.Random(1).random)), "refused"),
+    "a generator of its own, torch's": (
+        lambda: net(lambda m, x: rms(m.a(x)) * torch.rand(4, generator=m.own), own=torch.Generator().manual_seed(1)), "yes",
+    ),
+    "an iterator": (lambda: net(lambda m, x: rms(m.a(x)) if next(m.own) < 2 else m.a(x), own=itertools.count()), "refused"),
+    "an iterator in a closure": (lambda: net(flip_by(itertools.count())), "refused"),
     "torch's random": (lambda: net(lambda m, x: rms(m.a(x)) * torch.rand_like(x)), "yes"),
     "chances that scale": (lambda: net(lambda m, x: rms(m.a(x)) * x.clone().bernoulli_(p=m.a(x).sigmoid())), "no"),
     "a branch on a value": (lambda: net(lambda m, x: rms(m.a(x)) if m.a(x).norm() < 3 else m.a(x)), "refused"),
@@ -1074,6 +1217,149 @@ def test_attributes_stay_as_they_are():
     assert not center.any()
 
 
+def clipped_on_a_branch(m, x):
+    with torch.no_grad():
+        m.a.weight.clamp_(-0.2, 0.2)
+    return rms(m.a(x)) if x.sum() > 0 else -m.a(x)
+
+
+def test_a_network_that_cannot_be_traced_keeps_its_weights():
+    model = net(clipped_on_a_branch)
+    weight = model.a.weight.detach().clone()
+    with pytest.raises(ExplrError, match=r"torch\.export cannot trace Net"):
+        scale_invariance(model, torch.randn(6, 4))
+    assert torch.equal(model.a.weight, weight)
+
+
+def adding_to(state):
+    """Adds 1 to what the network keeps, and goes by its weights alone."""
+
+    def function(m, x):
+        with torch.no_grad():
+            state(m).add_(1)
+        return rms(m.a(x))
+
+    return function
+
+
+def given_other_memory(m, x):
+    m.state.data = m.state.data + 1
+    return rms(m.a(x))
+
+
+def lemma1_of(model):
+    torch.manual_seed(3)
+    return lemma1(model, F.mse_loss, torch.randn(6, 4), torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("use", [lambda m: scale_invariance(m, torch.randn(6, 4)), lemma1_of], ids=["prover", "lemma 1"])
+@pytest.mark.parametrize(
+    "function, state",
+    [
+        (adding_to(lambda m: m.state), lambda: torch.zeros(4)),
+        (adding_to(lambda m: m.state), lambda: torch.zeros(4).int()),
+        (adding_to(lambda m: m.state["sum"]), lambda: {"sum": torch.zeros(4)}),
+        (adding_to(lambda m: m.state[0][:, 0]), lambda: [(wide := torch.zeros(1, 1)), wide.expand(1, 4)]),
+        (adding_to(lambda m: torch.from_numpy(m.state)), lambda: np.zeros(4)),
+        (adding_to(lambda m: m.state.bias), lambda: nn.Linear(4, 4).requires_grad_(False)),
+        (given_other_memory, lambda: torch.zeros(4)),
+    ],
+    ids=["tensor", "integers", "in a dict", "expanded", "array", "frozen weight", "other memory"],
+)
+def test_what_is_written_in_place_is_put_back(function, state, use):
+    model = net(function, state=state())
+    if isinstance(model.state, nn.Module):
+        nn.init.zeros_(model.state.bias)
+    try:
+        use(model)
+    except ExplrError:  # the prover refuses some of these
+        assert use is not lemma1_of
+    held = model.state["sum"] if isinstance(model.state, dict) else model.state
+    held = model.state[1] if isinstance(model.state, list) else held
+    held = model.state.bias if isinstance(model.state, nn.Module) else held
+    assert held.shape[-1] == 4 and not held.any()
+
+
+def test_statistics_of_a_norm_that_a_hook_calls_are_put_back():
+    model = nn.Sequential(linear(), norm())
+    model.spare = batch_norm()
+    model[1].register_forward_hook(lambda module, inputs, output: output + model.spare(inputs[0]))
+    model.forward = lambda x: model[1](model[0](x))
+    assert scale_invariance(model, torch.randn(6, 4)).invariant
+    assert lemma1_of(model).holds()
+    assert not model.spare.running_mean.any() and not model.spare.num_batches_tracked.any()
+
+
+def test_tensors_that_nobody_can_copy_are_in_nobodys_way():
+    model = net(
+        lambda m, x: rms(m.a(x)), nowhere=torch.empty(3, device="meta"), sparse=sparse(), gone=[weakref.proxy(Counter())]
+    )
+    assert scale_invariance(model, torch.randn(6, 4)).invariant and lemma1_of(model).holds()
+
+
+OWN = {
+    "Python's": (random.Random, lambda r: r.getstate(), lambda r: r.random()),
+    "numpy's": (np.random.default_rng, lambda r: r.bit_generator.state, lambda r: r.random()),
+    "numpy's of old": (np.random.RandomState, lambda r: str(r.get_state()), lambda r: r.random()),
+    "torch's": (
+        lambda: torch.Generator().manual_seed(1),
+        lambda r: r.get_state().tolist(),
+        lambda r: torch.rand(4, generator=r),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_generator_of_the_networks_own_draws_alike_in_both_gradients(kind):
+    make, state, draw = OWN[kind]
+    model = net(lambda m, x: rms(m.a(x)) * draw(m.held["chance"]), held={"chance": make()})
+    before = state(model.held["chance"])
+    assert lemma1_of(model).holds()
+    assert state(model.held["chance"]) == before
+    try:
+        assert scale_invariance(model, torch.randn(6, 4)).verified and kind == "torch's"  # which are tensors
+    except ExplrError as error:
+        assert "Net draws from its own held.chance, of which a trace sees one outcome" in str(error) and kind != "torch's"
+    assert state(model.held["chance"]) == before
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["Python's", "numpy's"])
+def test_lemma_1_draws_alike_in_both_gradients_and_leaves_generators_as_they_are(draw):
+    model = net(lambda m, x: rms(m.a(x)) * draw())
+    before = random.getstate(), str(np.random.get_state())
+    assert lemma1_of(model).holds()
+    assert (random.getstate(), str(np.random.get_state())) == before
+
+
+def test_an_iterator_is_not_moved_on():
+    count, cycle, rows = itertools.count(), itertools.cycle([1, 2]), (row for row in range(3))
+    model = net(lambda m, x: rms(m.a(x)) * next(m.held["steps"]), held={"steps": count}, cycle=cycle, rows=rows)
+    for use in (lambda: scale_invariance(model, torch.randn(6, 4)), lambda: lemma1_of(model)):
+        with pytest.raises(ExplrError, match=r"^Net\.held\.steps is an iterator, and a call moves it on"):
+            use()
+    model.function = lambda m, x: rms(m.a(x))
+    assert scale_invariance(model, torch.randn(6, 4)).verified and lemma1_of(model).holds()
+    assert model.held["steps"] is count and model.cycle is cycle and model.rows is rows
+    assert (next(count), next(cycle), next(rows)) == (0, 1, 0)
+
+
+def test_slots_are_put_back_and_functions_stay_where_they_are():
+    model = net(in_turn, turns=[rms, same], state=SlottedCounter())
+    turns = model.turns
+    model.function = lambda m, x: in_turn(m, x) + setattr(m.state, "calls", m.state.calls + 1)
+    with pytest.raises(ExplrError):
+        scale_invariance(model, torch.randn(6, 4))
+    with pytest.raises(ExplrError, match="does not run"):
+        lemma1_of(model)
+    assert model.turns is turns and turns == [rms, same] and model.state.calls == 0
+
+
+def test_a_compiled_network_is_read_as_it_was_before():
+    model = nn.Sequential(linear(), norm())
+    report = scale_invariance(torch.compile(model, backend=lambda *_: pytest.fail("compiled")), torch.randn(6, 4))
+    assert report.alone == ("0.weight",) and list(report.norms) == ["1"]
+
+
 def test_a_second_call_is_not_reported_twice():
     report = scale_invariance(net(assigned, center=torch.zeros(4)), torch.randn(6, 4))
     assert [obstruction.operation for obstruction in report.obstructions] == ["add", "sub"]
@@ -1108,6 +1394,76 @@ def test_a_gradient_that_does_not_go_with_the_scale_is_no_yes():
     with pytest.raises(ExplrError, match="weight, but its gradient"):
         scale_invariance(ByHand(Sign), torch.randn(6, 4))
     assert scale_invariance(ByHand(Normalised), torch.randn(6, 4)).invariant
+
+
+def clipped(gradient):
+    return None if gradient is None else gradient.clamp(-1e-3, 1e-3)
+
+
+def each(hook, gradients):
+    found = tuple(map(hook, gradients))
+    return None if all(gradient is None for gradient in found) else found
+
+
+def hooked_in_forward(hook, through=lambda y: y):
+    def function(m, x):
+        y = m.a(x)
+        if y.requires_grad:
+            through(y).register_hook(hook)
+        return rms(y)
+
+    return net(function)
+
+
+def hooked_module(register, hook):
+    model = nn.Sequential(linear(), norm())
+    register(model)(hook)
+    return model
+
+
+HOOKS = {
+    "on a tensor": lambda by: hooked_in_forward(by),
+    "on a node": lambda by: hooked_in_forward(lambda inputs, outputs: each(by, inputs), lambda y: y.grad_fn),
+    "on a weight": lambda by: hooked_module(lambda model: model[0].weight.register_hook, by),
+    "on a module": lambda by: hooked_module(
+        lambda model: model[1].register_full_backward_hook, lambda module, inputs, outputs: each(by, inputs)
+    ),
+    "before a module": lambda by: hooked_module(
+        lambda model: model[0].register_full_backward_pre_hook, lambda module, outputs: each(by, outputs)
+    ),
+}
+
+
+@pytest.mark.parametrize("place", HOOKS)
+def test_a_hook_that_clips_gradients_is_no_yes(place):
+    torch.manual_seed(0)
+    with pytest.raises(ExplrError, match=r"custom backward, or a hook on gradients: .*weight, but its gradient is off by"):
+        scale_invariance(HOOKS[place](clipped), torch.randn(6, 4))
+    assert not lemma1_of(HOOKS[place](clipped)).holds()
+    assert scale_invariance(HOOKS[place](lambda gradient: None), torch.randn(6, 4)).verified  # one that looks on
+
+
+def test_a_gradient_of_nothing_but_rounding_says_nothing_of_hooks():
+    model = nn.Sequential(nn.Linear(4, 8), batch_norm_of(8), nn.Linear(8, 8), batch_norm_of(8))
+    model[2].register_full_backward_hook(lambda module, inputs, outputs: None)
+    report = scale_invariance(model, 1e3 * torch.randn(64, 4))
+    assert report.verified and {"0.bias", "2.bias"} <= {name for part in (report.alone, *report.joint) for name in part}
+
+
+def test_a_custom_backward_may_give_complex_outputs_and_indices():
+    torch.manual_seed(0)
+    model = net(lambda m, x: (torch.fft.fft(Normalised.apply(m.a(x))), m.a(x).argmax(1), x.sum()))
+    assert scale_invariance(model, torch.randn(6, 4)).verified
+    with pytest.raises(ExplrError, match=r"a\.weight, but its gradient"):
+        scale_invariance(net(lambda m, x: (x, torch.fft.fft(Sign.apply(m.a(x))))), torch.randn(6, 4))
+
+
+def test_a_backward_that_does_not_run_is_said_to_be_no_verification():
+    model = net(lambda m, x: Unwilling.apply(rms(m.a(x))))
+    report = scale_invariance(model, torch.randn(6, 4))
+    assert "the backward pass of a copy of the network does not run" in report.verification.reason
+    with pytest.raises(ExplrError, match="the backward pass of Net fails: not today"):
+        lemma1_of(model)
 
 
 @pytest.mark.parametrize("seed", range(4))
