@@ -6,7 +6,6 @@ torch draws is an operation of the trace, whatever the generator.
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,14 +35,21 @@ def chance_in_tensors(model: nn.Module) -> Iterator[None]:
     """Raise an ExplrError if random numbers are drawn otherwise than as tensors."""
     generators = {name: g for name, g in _generators(contents(model)).items() if not isinstance(g, torch.Generator)}
     reads = {name: _state_of(generator)[0] for name, generator in generators.items()}
-    before = {name: pickle.dumps(read()) for name, read in reads.items()}  # arrays do not compare as one
+    before = {name: _comparable(read()) for name, read in reads.items()}
     yield
     for name, read in reads.items():
-        if pickle.dumps(read()) != before[name]:
+        if _comparable(read()) != before[name]:
             raise ExplrError(
                 f"{type(model).__name__} draws from {name}, of which a trace sees one outcome, and a proof must hold for all. "
                 "Draw with torch.rand, and choose with torch.where; or use explr.lemma1, which goes by numbers."
             )
+
+
+def _comparable(state: Any) -> Any:
+    """Return a state without arrays, which do not compare as one."""
+    if isinstance(state, dict):
+        return {key: _comparable(value) for key, value in state.items()}
+    return state.tobytes() if isinstance(state, np.ndarray) else state
 
 
 def _generators(held: Mapping[str, Any]) -> dict[str, Any]:
