@@ -208,7 +208,7 @@ def _in_words(value: Any, names: dict[int, str]) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
-        return f"an array {value.tobytes()!r}"
+        return f"an array of shape {value.shape}, digest {hash(value.tobytes()):x}"  # it may be a data set
     if isinstance(value, types.FunctionType):
         return f"{value.__qualname__} of line {value.__code__.co_firstlineno} ({id(value.__code__):x})"
     if isinstance(value, types.BuiltinFunctionType | type):
