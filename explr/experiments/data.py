@@ -102,12 +102,13 @@ class Dataset:
                 f"{len(self.test_labels)} test images."
             )
         rows, test_rows = _spread(self.train_labels, train), _spread(self.test_labels, test)
+        sizes = f", {train} training and {test} test images"
         return Dataset(
             self.train_images[rows],
             self.train_labels[rows],
             self.test_images[test_rows],
             self.test_labels[test_rows],
-            name=f"{self.name}, {train} training and {test} test images",
+            name=self.name.removesuffix(sizes) + sizes,
         )
 
     @cached_property
@@ -282,7 +283,7 @@ def cifar10_or_synthetic(root: str | Path | None = None, *, train: int | None = 
         if root or os.environ.get("EXPLR_DATA"):
             raise
         print(f"Using synthetic images, because {error}")
-        return synthetic(train or 5000, test or 1000)
+        images = synthetic(train or 5000, test or 1000)
     if train is None and test is None:
         return images
     return images.subset(train or len(images.train_labels), test or len(images.test_labels))
