@@ -109,8 +109,8 @@ and a trained head, which keep their decay, norms with their usual eps, and eval
 PreResNet-8, batches of {BATCH} random images, {STEPS} steps; each number is the largest relative difference of logits at any
 step, over three schedules ({", ".join(SCHEDULES)}). *Control* is the weight-decay run against itself with every
 weight moved to the next number, up or down, at every step: what training makes of rounding alone. In float32 that is hundredths
-of the logits in some rows: of the twin here, of the control there. In float64 AdamW's twin is up to ten times as far off as its
-control, and [chapter 6](06-twins.ipynb) says why.
+of the logits in some rows: of the twin here, of the control there. In float64 AdamW's twin is some ten times as far off as its
+control with two of the norms, and [chapter 6](06-twins.ipynb) says why.
 
 Measured with torch {made["torch"]}, Python {made["python"]}, on an {made["machine"]} CPU.
 

@@ -21,7 +21,7 @@ from explr.errors import ExplrError
 from explr.experiments.arms import DivergedError
 from explr.experiments.data import WHOLE, Dataset
 from explr.experiments.files import Lock, release, try_lock
-from explr.experiments.records import PACKAGE, Regime, Run, RunConfig, alike
+from explr.experiments.records import PACKAGE, Regime, Run, RunConfig, same_run
 from explr.experiments.training import pick_device, train_together
 
 EPOCHS = 200
@@ -389,7 +389,7 @@ def _sized(arms: Arms, small: bool, precision: str) -> Arms:
 
 
 def _is(run: Run, config: RunConfig, data: Dataset) -> bool:
-    return alike(run.config, config) and run.provenance["data"] == data.name
+    return same_run(run.config, config) and run.provenance["data"] == data.name
 
 
 def _load_same(path: Path, config: RunConfig, data: Dataset) -> Run:

@@ -220,22 +220,22 @@ class Run:
         _digest(dataclasses.asdict(self))  # what else it holds is finite, too
 
 
-def alike(one: RunConfig, other: RunConfig) -> bool:
+def same_run(one: RunConfig, other: RunConfig) -> bool:
     """Tell whether two configurations are of one run: the last digits of a number that was computed differ between machines.
 
-    >>> alike(RunConfig(weight_decay=5e-4), RunConfig(weight_decay=5e-4 * (1.0 + 1e-15)))
+    >>> same_run(RunConfig(weight_decay=5e-4), RunConfig(weight_decay=5e-4 * (1.0 + 1e-15)))
     True
-    >>> alike(RunConfig(weight_decay=5e-4), RunConfig(weight_decay=5.0001e-4))
+    >>> same_run(RunConfig(weight_decay=5e-4), RunConfig(weight_decay=5.0001e-4))
     False
     """
-    return _alike(dataclasses.asdict(one), dataclasses.asdict(other))
+    return _same(dataclasses.asdict(one), dataclasses.asdict(other))
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-12)
     return bool(one == other)

@@ -29,7 +29,7 @@ from explr.experiments.captured import CaptureError, make_arm
 from explr.experiments.data import Choices, Dataset, cifar10, epoch_choices
 from explr.experiments.files import atomic_write, sealed, unsealed
 from explr.experiments.progress import progress
-from explr.experiments.records import HISTORY, Run, RunConfig, alike, check_series, device_name, provenance
+from explr.experiments.records import HISTORY, Run, RunConfig, check_series, device_name, provenance, same_run
 from explr.invariance import scale_invariance
 
 
@@ -277,7 +277,7 @@ def _is_run_of(identity: Sequence[str], arm: Arm) -> bool:
     """Compare configurations, not texts: a checkpoint stays good when RunConfig gets a field with a default."""
     try:
         name, config = identity
-        return name == arm.data.name and alike(RunConfig(**json.loads(config)), arm.config)
+        return name == arm.data.name and same_run(RunConfig(**json.loads(config)), arm.config)
     except (TypeError, ValueError):  # not a pair, not JSON, no configuration of this version, or one that it refuses
         return False
 

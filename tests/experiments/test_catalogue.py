@@ -21,7 +21,7 @@ from explr.experiments.catalogue import (
     run_names,
 )
 from explr.experiments.data import synthetic
-from explr.experiments.records import _command, _commit, alike
+from explr.experiments.records import _command, _commit, same_run
 from explr.experiments.training import train_together
 
 
@@ -297,7 +297,7 @@ def test_every_record_of_the_book_is_the_run_that_its_place_says(name):
         for path in record_folder(name, epochs=epochs, small=small).glob("*.json"):
             arm, _, seed = path.stem.rpartition("-seed")
             config = dataclasses.replace(arms[arm], seed=int(seed))
-            assert alike(Run.load(path).config, config), f"{path} is of another run than {config}"
+            assert same_run(Run.load(path).config, config), f"{path} is of another run than {config}"
             found += 1
     assert found
 
