@@ -48,6 +48,7 @@ from explr.watching import (
     grown_under_another,
     has_explr,
     have_gradients,
+    makes_state,
     note_growth,
 )
 
@@ -82,6 +83,7 @@ class ExpLR(LRScheduler):
     - timm's schedulers: ``scheduler.step(epoch)`` and ``scheduler.step_update(updates)``, as before.
     - Parts that train at times, or are frozen later: a parameter group for each.
     - SyncBatchNorm, and whatever else replaces a norm: convert the model before ExpLR is built.
+    - FSDP (``fully_shard``): ``report.largest_part(names)`` before it, and groups marked by these names, without ``model``.
     - A script's old checkpoint: load it before ExpLR is built; one of ExpLR after.
 
     Args:
@@ -144,6 +146,7 @@ class ExpLR(LRScheduler):
     summary = ""
     _had_gradients: list[list[bool]]  # before the update
     _broken = ""  # why no update can be right any more
+    _rests = False  # whether the present update only makes the optimizer's state
 
     def __init__(
         self,
@@ -657,6 +660,9 @@ class ExpLR(LRScheduler):
     def _before_update(self) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise ExplrError("a CUDA graph of optimizer.step() would freeze what ExpLR sets at every step: capture less.")
+        if not self.updates and any(self._last_lr) and makes_state(self.optimizer):
+            self._rest()
+            return
         if not any(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in self.optimizer.param_groups):
             self._check_untouched()  # else to look would make the host wait; step() looks then
         self._had_gradients = have_gradients(self.optimizer)
@@ -667,6 +673,20 @@ class ExpLR(LRScheduler):
             self._prepare()
             self._write_rates()
 
+    def _rest(self) -> None:
+        """Take note of an update that only makes the optimizer's state: without ExpLR weight decay enters the buffers in it."""
+        self._check_even()
+        groups = self._original_groups
+        self._original_groups = [copy_of(group, lr=0.0) for group in groups]
+        try:
+            self._prepare()
+        finally:
+            self._original_groups = groups
+        self._commit([any(have) for have in have_gradients(self.optimizer)])
+        self._prepare()
+        self.prepared = False  # the rates come with the next update: who set them to 0 puts back what was there
+        self._rests = True
+
     def _start_again(self) -> None:
         """Forget updates without any gradient, in which nothing has moved but the schedule."""
         self.memory = [list(family_of(self.optimizer, group).start()) for group in self.optimizer.param_groups]
@@ -675,6 +695,9 @@ class ExpLR(LRScheduler):
         self.updates, self.dry, self.prepared, self._updates_since_call = 0, False, False, 0
 
     def _after_update(self) -> None:
+        if self._rests:
+            self._rests = False
+            return
         found_inf = getattr(self.optimizer, "found_inf", None)  # a GradScaler gives it to a fused optimizer, which then skips
         if found_inf is None or not float(found_inf):
             try:

@@ -61,6 +61,18 @@ def have_gradients(optimizer: torch.optim.Optimizer) -> list[list[bool]]:
     return [[p.grad is not None for p in group["params"]] for group in optimizer.param_groups]
 
 
+def makes_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an update, before which there is no state, is one of torch.distributed.checkpoint, only made to have it.
+
+    Its rates are 0 and its gradients are zeros.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(float(group["lr"]) for group in groups):
+        return False
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+
+
 def check_even(
     optimizer: torch.optim.Optimizer, expected: Mapping[int, list[bool]], names: Mapping[str, torch.Tensor], update: int
 ) -> None:

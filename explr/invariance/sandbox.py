@@ -36,6 +36,12 @@ def check_model(model: Any, inputs: Sequence[Any], function: str) -> None:
             f"{compiled[0] or type(model).__name__} comes from torch.jit, and {function} takes a network in Python. Give it "
             "the module that torch.jit.script or torch.jit.trace was given, whose parameters it shares."
         )
+    if sharded := [name for name, parameter in model.named_parameters() if hasattr(parameter, "full_tensor")]:
+        raise ExplrError(
+            f"{sharded[0]} of {type(model).__name__} is a DTensor, of which a process has a part, and cannot be analysed. Call "
+            "scale_invariance(model, ...) before fully_shard; for ExpLR leave out model=, and mark groups of the sharded "
+            "parameters: scale_invariant=True for those whose names report.largest_part(names) returns, False for the others."
+        )
     if not inputs:
         raise ExplrError(
             f"{function} needs inputs to run the model on: {function}(model, torch.randn(2, 3, 32, 32)), for example."
