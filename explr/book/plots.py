@@ -210,7 +210,9 @@ def lemma_plane(loss: Rates, points: Mapping[str, Rates], gradients: Mapping[str
         across, up = np.meshgrid(np.linspace(-0.6, 3.6, 169), np.linspace(-0.5, 2.7, 129))
         heights = np.interp(np.arctan2(up, across) % (2 * np.pi), angles, loss)
         axes.imshow(heights, extent=(-0.6, 3.6, -0.5, 2.7), origin="lower", cmap="cividis", alpha=0.4, interpolation="none")
-        for colour, (name, point) in zip((OTHER_COLOURS[0], COLOURS["exponential"]), points.items(), strict=False):
+        colours = cycle((OTHER_COLOURS[0], COLOURS["exponential"], *OTHER_COLOURS[1:]))
+        for name, point in points.items():
+            colour = next(colours)
             x, y = float(point[0]), float(point[1])
             radius = float(np.hypot(x, y))
             axes.plot(radius * np.cos(angles), radius * np.sin(angles), color=INK, linewidth=1.0, linestyle=":")
@@ -468,8 +470,9 @@ def angles(points: Mapping[str, tuple[Rates, Rates, Sequence[bool]]], *, title: 
         drawn = np.concatenate([np.concatenate(group[:2]) for group in points.values()])
         ends = [drawn.min(), drawn.max()]
         axes.plot(ends, ends, color=COLOURS["control"], linestyle="--", label="equal", zorder=1)
-        looks = zip("os^Dv", (COLOURS["weight decay"], COLOURS["exponential"], *OTHER_COLOURS), strict=True)
-        for (name, (predicted, measured, settled)), (marker, colour) in zip(points.items(), looks, strict=False):
+        markers, colours = cycle("os^DvP"), cycle((COLOURS["weight decay"], COLOURS["exponential"], *OTHER_COLOURS))
+        for name, (predicted, measured, settled) in points.items():
+            marker, colour = next(markers), next(colours)
             faces = [colour if settles else "none" for settles in settled]
             axes.scatter(predicted, measured, s=60, marker=marker, edgecolors=colour, facecolors=faces)
             axes.plot([], [], marker, color=colour, label=name)
@@ -494,7 +497,8 @@ def toy_paths(angles: Mapping[str, Rates], effective: Mapping[str, Rates], limit
         limit: effective rate above which the minimum repels.
     """
     with figure_of(panels=2, height=2.2) as (figure, panels):
-        names = dict(zip(angles, (COLOURS["weight decay"], OTHER_COLOURS[0], COLOURS["exponential"]), strict=False))
+        colours = cycle((COLOURS["weight decay"], OTHER_COLOURS[0], COLOURS["exponential"], *OTHER_COLOURS[1:]))
+        names = {name: next(colours) for name in dict.fromkeys((*angles, *effective))}
         for axes, curves in zip(panels, (angles, effective), strict=True):
             for name, values in curves.items():
                 shown = np.asarray(values, dtype=np.float64)

@@ -307,3 +307,15 @@ def test_toy_paths_draws_angles_over_effective_rates():
     np.testing.assert_array_equal(drawn(top)["decay"], [9.0, np.nan])
     np.testing.assert_array_equal(drawn(bottom)["both"], [0.1, 3.0])
     assert drawn(bottom)["_limit"][0] == 2.0
+
+
+def test_nothing_is_left_out_where_there_is_more_than_there_are_colours():
+    names = [f"number {index}" for index in range(9)]
+    points = {name: [1.0, index / 10] for index, name in enumerate(names)}
+    axes = plots.lemma_plane([0.0, 1.0, 0.0], points, points).axes[0]
+    assert set(names) <= drawn(axes).keys()
+    axes = plots.angles({name: ([1.0], [2.0], [True]) for name in names}).axes[0]
+    assert len(axes.collections) == 9
+    assert len({(line.get_marker(), line.get_color()) for line in axes.lines if line.get_label() in names}) == 9
+    top, bottom = plots.toy_paths({name: [1.0, 2.0] for name in names}, {"another": [0.1, 0.2]}, 2.0).axes
+    assert set(names) <= drawn(top).keys() and "another" in drawn(bottom)
