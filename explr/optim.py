@@ -718,6 +718,8 @@ class ExpLR(LRScheduler):
         have = have_gradients(self.optimizer)  # a closure makes them within the update, a hook may take them away
         moved = [any(before) or any(after) for before, after in zip(self._had_gradients, have, strict=True)]
         if not any(moved):
+            if self.norms is not None:
+                self.norms.check_present(p for parameters in self.scaled_parameters() for p in parameters)
             self.dry = self.dry or not (self.updates or self.optimizer.state)
             return [self.dry] * len(moved)
         if self.dry:

@@ -133,6 +133,15 @@ class Norms:
                 "replace or convert norms (SyncBatchNorm.convert_sync_batchnorm) before ExpLR is built."
             )
 
+    def check_present(self, parameters: Iterable[Tensor]) -> None:
+        """Refuse to go on with parameters that the model has no longer."""
+        present = {id(parameter) for parameter in self.model.parameters()}
+        if any(id(parameter) not in present for parameter in parameters):
+            raise ExplrError(
+                "the optimizer has parameters that the model has no longer, and they have no gradient: others have taken their "
+                "place (fully_shard and parametrizations make new ones). Build the optimizer, and ExpLR, after that."
+            )
+
     def _why_not(self, chosen: Iterable[Tensor]) -> str:
         """Say what is in the way of scaling these parameters, and what would mend it."""
         own = {id(parameter) for parameter in chosen}

@@ -6,7 +6,7 @@ from test_scheduler import Recording, network, refusal, run, sgd, update, weight
 from torch import nn
 from torch.optim import lr_scheduler
 
-from explr import ExpLR, convert
+from explr import ExpLR, ExplrError, convert
 from explr.watching import has_explr
 
 
@@ -224,6 +224,17 @@ def test_a_run_after_updates_without_any_gradient_is_a_fresh_one(known):
         update(optimizer, gradient=0.25)
         states.append((net[0].weight.tolist(), net[1].eps, scheduler.state_dict()))
     assert states[0] == states[1] and states[0][2]["exponents"] == [0]
+
+
+def test_parameters_that_the_model_has_no_longer_are_refused_at_the_first_update():
+    net = network()
+    optimizer = sgd({"params": [net[0].weight]})
+    scheduler = ExpLR(optimizer, model=net)
+    net[0].weight = torch.nn.Parameter(net[0].weight.detach().clone())
+    net(torch.randn(4, net[0].in_features).double()).sum().backward()
+    with pytest.raises(ExplrError, match="others have taken their place"):
+        optimizer.step()
+    assert scheduler.updates == 0
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
