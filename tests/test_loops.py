@@ -62,7 +62,7 @@ def evaluate(net):
 
 def deviation(expected, seen):
     """Return the largest relative deviation; infinity where there is no number, which Python's max would pass over."""
-    return float(((expected - seen).abs().max() / expected.abs().max()).nan_to_num(nan=math.inf))
+    return float(((expected - seen).abs().max() / expected.abs().max()).detach().nan_to_num(nan=math.inf))
 
 
 def compare(loop, make=sgd, schedule="cosine", net=network, **options):
