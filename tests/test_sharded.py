@@ -21,13 +21,6 @@ OPTIMIZERS = {
 }
 
 
-def negligible_eps(net):
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 1e-30
-    return net
-
-
 @functools.cache
 def names_that_convert():
     """Return what is found before the network is sharded."""
@@ -42,7 +35,7 @@ def build(make, converted):
     """Return a sharded network with its optimizer and scheduler."""
     from torch.distributed.fsdp import fully_shard
 
-    net = negligible_eps(network())
+    net = network(eps=1e-30)  # without model= it cannot follow the weights
     fully_shard(net)
     groups = {kind: {"params": [], "scale_invariant": kind} for kind in (True, False)}
     for name, parameter in net.named_parameters():
